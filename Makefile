@@ -1,0 +1,57 @@
+# Everything sets up what it needs: Python 3.11 (as $(PYTHON)), make and git are enough on a fresh machine.
+# ARGS is passed on: make test ARGS="tests/store -k minio", make demo ARGS="--store s3://bucket/prefix".
+
+PYTHON ?= python3
+UV_VERSION = 0.13.9
+UV = .tools/uv-venv/bin/uv
+BIN = .venv/bin
+PROTOS = $(shell find ckptd/rpc -name '*.proto')
+ARGS ?=
+
+.PHONY: help setup servers test lint proto demo chaos bench
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    a training job, a killed node, and what becomes of it (under 3 minutes)"
+	@echo "make test    all tests"
+	@echo "make lint    style, types, who may import whom"
+	@echo "make chaos   kill things at random, check the invariants"
+	@echo "make bench   the figures"
+	@echo "make proto   generate the gRPC stubs anew"
+
+# Synced again when a pyproject.toml changes.
+setup: .venv/.synced
+
+$(UV):
+	$(PYTHON) -m venv .tools/uv-venv
+	.tools/uv-venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/.synced: pyproject.toml client/pyproject.toml | $(UV)
+	$(UV) sync --quiet --all-groups --python $(PYTHON)
+	@touch $@
+
+# MinIO and the like: built from pinned sources when missing.
+servers: setup
+	@$(BIN)/python -m chaos.tools
+
+test: servers
+	$(BIN)/python -m pytest $(ARGS)
+
+demo: setup
+	$(BIN)/ckptd demo $(ARGS)
+
+chaos: servers
+	$(BIN)/python -m chaos.run $(ARGS)
+
+bench: servers
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# From the root, so that a file's path is its Python package and the stubs import each other as they lie.
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)

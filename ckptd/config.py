@@ -1,0 +1,178 @@
+"""Settings: a TOML file, overridden by CKPTD_<SECTION>__<KEY> in the environment, overridden by the command line.
+
+Every wait has its name and default here, in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from socket import gethostname
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ckptd.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSettings(_Section):
+    """[store] where checkpoints go."""
+
+    url: str = Field("", description="s3://bucket/prefix, gs://bucket/prefix, any fsspec URL, or a directory")
+    storage_options: dict[str, object] = Field(default_factory=dict, description="passed to the fsspec filesystem as they are")
+    concurrency: int = Field(8, ge=1, le=256, description="requests of this daemon in flight at once")
+    upload_bytes_per_second: int | None = Field(None, ge=1, description="cap on uploads; none: as fast as it goes")
+    request_seconds: float = Field(
+        30.0, gt=0, description="how long one small request is tried again before its caller is told"
+    )
+
+
+class ArenaSettings(_Section):
+    """[arena] shared memory between trainers and daemon."""
+
+    directory: Path | None = Field(None, description="on tmpfs, mode 0700, one per daemon; default /dev/shm/ckptd-<uid>-<node>")
+    limit_bytes: int = Field(1 << 40, ge=1 << 20, description="most shared memory of all trainers of this node together")
+    ring_bytes: int = Field(256 << 20, ge=8 << 20, description="most shared memory of one rank's restore ring")
+
+
+class DaemonSettings(_Section):
+    """[daemon] the sidecar."""
+
+    socket: Path | None = Field(None, description="unix socket; default as CKPTD_SOCKET or the user's runtime directory")
+    node: str = Field(default_factory=gethostname, pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="this node's name")
+    coordinator: str | None = Field(None, description="host:port; default: as announced in the object store")
+    cpu_threads: int = Field(2, ge=1, le=256, description="threads that hash, encode and decode")
+    memory_bytes: int = Field(512 << 20, ge=64 << 20, description="buffers beyond the arenas: bytes in flight to the store")
+    codec: Literal["raw", "zstd"] = Field("raw", description="zstd saves bytes where it gains 3 % or more, and costs CPU")
+    frame_bytes: int = Field(4 << 20, ge=4096, le=4 << 20, description="size of a frame")
+    segment_bytes: int = Field(64 << 20, ge=4096, le=64 << 20, description="size of a stored segment")
+    connect_seconds: float = Field(5.0, gt=0, description="one try to reach the coordinator")
+    drain_seconds: float = Field(30.0, ge=0, description="at SIGTERM, how long uploads may go on")
+    token_file: Path | None = Field(None, description="shared token for a coordinator that is not on loopback")
+
+
+class CoordinatorSettings(_Section):
+    """[coordinator] one per job."""
+
+    bind: str = Field("127.0.0.1:0", description="address to listen on; other than loopback needs token_file")
+    advertise: str | None = Field(None, description="host:port told to daemons; default: as bound")
+    token_file: Path | None = Field(None, description="shared token that daemons must send")
+    every_steps: int = Field(100, ge=1, description="a snapshot every so many steps")
+    heartbeat_seconds: float = Field(0.5, gt=0, description="between heartbeats of a node")
+    lease_seconds: float = Field(3.0, gt=0, description="silence after which a node may be called dead, at least 2 heartbeats")
+    debounce_seconds: float = Field(
+        3.0, ge=0, description="how long a world of new size waits for more changes before it forms"
+    )
+    join_seconds: float = Field(30.0, ge=0, description="how long the first world waits for the most nodes it may have")
+    restore_seconds: float = Field(600.0, gt=0, description="how long all ranks together may take to restore")
+    drain_seconds: float = Field(30.0, ge=0, description="how long a finished snapshot of a lost world may still be uploaded")
+
+
+class Settings(BaseSettings):
+    """Everything."""
+
+    model_config = SettingsConfigDict(env_prefix="CKPTD_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    store: StoreSettings = StoreSettings()  # type: ignore[call-arg]
+    arena: ArenaSettings = ArenaSettings()  # type: ignore[call-arg]
+    daemon: DaemonSettings = DaemonSettings()  # type: ignore[call-arg]
+    coordinator: CoordinatorSettings = CoordinatorSettings()  # type: ignore[call-arg]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the file; `load_settings` puts the command line over both."""
+        return env_settings, init_settings
+
+
+def load_settings(file: Path | None, overrides: Mapping[str, Mapping[str, object]]) -> Settings:
+    """Read ``file`` (else $CKPTD_CONFIG, else none), the environment and ``overrides``.
+
+    ``overrides`` is {section: {key: value}}, with None for what was not given.
+
+    Raises ConfigError naming file, line, key and what is allowed.
+    """
+    if file is None and (named := os.environ.get("CKPTD_CONFIG")):
+        file = Path(named)
+    text = ""
+    content: dict[str, object] = {}
+    if file is not None:
+        try:
+            text = file.read_text()
+            content = tomllib.loads(text)
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"can't read the settings in {file}: {error}") from error
+    try:
+        settings = Settings(**content)  # type: ignore[arg-type]
+        merged = settings.model_dump()
+        for section, values in overrides.items():
+            merged[section].update({key: value for key, value in values.items() if value is not None})
+        # validated again as a plain model: the command line wins over the environment
+        return Settings.model_construct(
+            store=StoreSettings.model_validate(merged["store"]),
+            arena=ArenaSettings.model_validate(merged["arena"]),
+            daemon=DaemonSettings.model_validate(merged["daemon"]),
+            coordinator=CoordinatorSettings.model_validate(merged["coordinator"]),
+        )
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file, text)) from error
+
+
+def read_token(file: Path | None) -> str | None:
+    """The shared token in a file. Raises ConfigError when there is none."""
+    if file is None:
+        return None
+    try:
+        token = file.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"can't read token_file file={file} error={error}") from error
+    if len(token) < 16:
+        raise ConfigError(f"token_file must hold at least 16 characters file={file}")
+    return token
+
+
+def _explain(error: ValidationError, file: Path | None, text: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        place = [str(part) for part in problem["loc"]]
+        where = f"{file}:{_line_of(text, place)}: " if file is not None and _line_of(text, place) else ""
+        lines.append(f"{where}{'.'.join(place)}: {problem['msg']}{_allowed(place)}")
+    return "settings are not possible: " + "; ".join(lines)
+
+
+def _line_of(text: str, place: list[str]) -> int | None:
+    """Line of ``section.key`` in TOML text, as far as a look at the lines tells."""
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if head := re.match(r"\s*\[([^\[\]]+)\]", line):
+            section = head[1].strip()
+            if place == [section]:
+                return number
+        elif (key := re.match(r"\s*([A-Za-z0-9_]+)\s*=", line)) and [part for part in (section, key[1]) if part] == place[:2]:
+            return number
+    return None
+
+
+def _allowed(place: list[str]) -> str:
+    section = Settings.model_fields.get(place[0])
+    if section is None:
+        return f" (sections: {', '.join(Settings.model_fields)})"
+    kind = section.annotation
+    if len(place) < 2 or not isinstance(kind, type) or not issubclass(kind, BaseModel):
+        return ""
+    field = kind.model_fields.get(place[1])
+    return f" ({field.description})" if field else f" (keys of [{place[0]}]: {', '.join(kind.model_fields)})"
