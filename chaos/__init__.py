@@ -1,0 +1,1 @@
+"""Real servers to break, and the breaking of them."""

@@ -1,0 +1,1 @@
+"""Where bytes are durable: one small protocol, its drivers and the wrappers around them."""

@@ -1,0 +1,63 @@
+"""The store protocol: six verbs, and what each one promises.
+
+Keys are relative, '/'-separated, computed by us and never taken from a stored text. Every verb may raise UnavailableError (try
+again: any verb here may be repeated) or StoreConfigError (don't). Drivers do not retry; wrappers in this package do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """Key, size in bytes and the store's own last-modified time (seconds since 1970; never our clock)."""
+
+    key: str
+    size_bytes: int
+    modified_seconds: float
+
+
+class Store(Protocol):
+    """A flat namespace of immutable-by-convention objects."""
+
+    @property
+    def url(self) -> str:
+        """The place in words, without credentials: for messages and logs."""
+        ...
+
+    async def put(self, key: str, data: Bytes) -> None:
+        """Write the whole object, atomically; replaces what was there. Durable when it returns."""
+        ...
+
+    async def create(self, key: str, data: Bytes) -> None:
+        """Write the whole object only if the key is free, atomically. Durable when it returns.
+
+        Raises AlreadyExistsError when the key is taken. After UnavailableError the object may or may not be there, and a
+        repeated call may find its own earlier success as AlreadyExistsError: the caller must read back (PROTOCOLS 4.3).
+        """
+        ...
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return bytes [start, end) of the object, fewer if it ends before. Raises NotFoundError."""
+        ...
+
+    async def info(self, key: str) -> ObjectInfo:
+        """Size and age of one object. Raises NotFoundError."""
+        ...
+
+    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """All objects whose key starts with ``prefix``, in no order. Never used where safety depends on it."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove the object; a missing one is no error."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections and threads."""
+        ...

@@ -1,0 +1,39 @@
+"""What a key may look like: one rule for every store, strict enough to be safe in a path, a URL and a pattern."""
+
+from __future__ import annotations
+
+import re
+
+# No part may begin with a dot: that rules out '.', '..' and the directory store's temporary names at once.
+_PART = r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]{0,199}"
+_KEY = re.compile(rf"{_PART}(/{_PART})*")
+_PREFIX = re.compile(rf"({_PART}/)*({_PART})?")
+
+# S3 and GCS allow 1024 bytes; the rest is left for the root prefix that the user chose.
+MAX_KEY_BYTES = 800
+
+
+def check_key(key: str) -> str:
+    """Return ``key``, or raise ValueError: keys are computed by us, so a bad one is a bug and never a store's fault."""
+    if len(key) > MAX_KEY_BYTES or not _KEY.fullmatch(key):
+        raise ValueError(f"not a valid object key: {key[:120]!r}")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return ``prefix`` if some key could begin with it ('' matches every key), else raise ValueError."""
+    if len(prefix) > MAX_KEY_BYTES or not _PREFIX.fullmatch(prefix):
+        raise ValueError(f"not a valid key prefix: {prefix[:120]!r}")
+    return prefix
+
+
+def check_range(start: int, end: int | None) -> None:
+    """Raise ValueError unless 0 <= start <= end."""
+    if start < 0 or (end is not None and end < start):
+        raise ValueError(f"not a byte range: start={start} end={end}")
+
+
+def check_create_body(size_bytes: int) -> None:
+    """Refuse the empty body: s3fs drops the condition of an empty create, which would overwrite (FACTS, Object stores)."""
+    if size_bytes == 0:
+        raise ValueError("create() needs at least one byte: an empty conditional write is not conditional everywhere")
