@@ -1,0 +1,199 @@
+"""What the commit log says up to one of its records, as a value; and that value's bytes (PROTOCOLS 4).
+
+The state keeps every commit, whatever became of it, and every aborted attempt: a COMMIT after its ABORT is void for ever, and
+the collector must find what it may delete. So it grows with the log: some 110 bytes a commit, 30 an abort. Ten thousand
+commits are about a megabyte, written anew by every append; MAX_STATE_BYTES bounds it, and an append beyond that is refused
+before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ckptd.errors import CorruptError
+from ckptd.model.ids import Attempt
+from ckptd.model.records import (
+    FORMAT_VERSION,
+    GENESIS,
+    Office,
+    canonical,
+    digest,
+    is_hash,
+    is_nonce,
+    is_number,
+    is_who,
+    parse_canonical,
+    read_attempt,
+)
+
+MAX_STATE_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A counted COMMIT, record ``n``. ``retired_at``, ``quarantined_at``: log number of what ended it; at most one is set."""
+
+    n: int
+    attempt: Attempt
+    manifest: str
+    parent: int | None
+    bases: tuple[int, ...]
+    retired_at: int | None = None
+    quarantined_at: int | None = None
+
+    @property
+    def live(self) -> bool:
+        """Neither retired nor quarantined. What has once stopped being live never is again."""
+        return self.retired_at is None and self.quarantined_at is None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The fold of records 0 … ``tail`` (-1: of none). Immutable by convention: a fold copies what it changes.
+
+    ``last`` is the hash of record ``tail``'s bytes. ``commits`` are by log number, in log order. ``committed`` and ``aborted``
+    tell which record resolved an attempt. ``pins`` are by log number of the commit; a commit without pins has no entry.
+    """
+
+    tail: int = -1
+    last: str = GENESIS
+    office: Office | None = None
+    commits: Mapping[int, Entry] = field(default_factory=dict)
+    committed: Mapping[Attempt, int] = field(default_factory=dict)
+    aborted: Mapping[Attempt, int] = field(default_factory=dict)
+    pins: Mapping[int, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch; 0 before the first EPOCH record."""
+        return 0 if self.office is None else self.office.epoch
+
+    def is_live(self, n: int) -> bool:
+        """Is record ``n`` a counted COMMIT, neither retired nor quarantined?"""
+        entry = self.commits.get(n)
+        return entry is not None and entry.live
+
+
+EMPTY: Final = State()
+
+
+def encode_state(state: State) -> bytes:
+    """The state's canonical bytes: equal states have equal bytes."""
+    office = state.office
+    return canonical(
+        {
+            "aborted": sorted([n, str(attempt)] for attempt, n in state.aborted.items()),
+            "commits": [
+                [e.n, str(e.attempt), e.manifest, e.parent, list(e.bases), e.retired_at, e.quarantined_at]
+                for e in state.commits.values()
+            ],
+            "last": state.last,
+            "next": state.tail + 1,
+            "office": None if office is None else [office.epoch, office.nonce],
+            "pins": [[n, sorted(state.pins[n])] for n in sorted(state.pins)],
+            "v": FORMAT_VERSION,
+        }
+    )
+
+
+def state_hash(state: State) -> str:
+    """The name of the state's object: blake2b-256 of its bytes, hex."""
+    return digest(encode_state(state))
+
+
+EMPTY_HASH: Final = state_hash(EMPTY)
+
+
+def decode_state(data: bytes) -> State:
+    """Read what ``encode_state`` wrote; CorruptError for anything else. Whether it is the right state, its hash must say."""
+    try:
+        fields = parse_canonical(data, MAX_STATE_BYTES, "aborted commits last next office pins v")
+        following, last = fields["next"], fields["last"]
+        if not (is_number(following) and isinstance(following, int) and isinstance(last, str) and is_hash(last)):
+            raise CorruptError("bad place in the log")
+        commits = _read_commits(fields["commits"], following)
+        state = State(
+            tail=following - 1,
+            last=last,
+            office=_read_office(fields["office"]),
+            commits=commits,
+            committed={entry.attempt: n for n, entry in commits.items()},
+            aborted=_read_aborted(fields["aborted"], following),
+            pins=_read_pins(fields["pins"], commits),
+        )
+        if len(state.committed) != len(commits) or not state.aborted.keys().isdisjoint(state.committed):
+            raise CorruptError("an attempt is resolved twice")
+        if encode_state(state) != data:
+            raise CorruptError("not in order")
+    except CorruptError as error:
+        raise CorruptError(f"folded state doesn't parse: {error}") from None
+    return state
+
+
+def _rows(value: object, width: int) -> list[list[object]]:
+    if not isinstance(value, list) or not all(isinstance(row, list) and len(row) == width for row in value):
+        raise CorruptError(f"expected rows of {width}")
+    return value
+
+
+def _read_office(value: object) -> Office | None:
+    match value:
+        case None:
+            return None
+        case [int(epoch), str(nonce)] if is_number(epoch) and is_nonce(nonce):
+            return Office(epoch, nonce)
+    raise CorruptError("bad office")
+
+
+def _before(value: object, limit: int) -> int:
+    """A log number below ``limit``."""
+    if not isinstance(value, int) or not is_number(value) or value >= limit:
+        raise CorruptError("bad log number")
+    return value
+
+
+def _read_commits(value: object, following: int) -> dict[int, Entry]:
+    commits: dict[int, Entry] = {}
+    for number, attempt, manifest, parent, bases, retired, quarantined in _rows(value, 7):
+        n = _before(number, following)
+        if not isinstance(manifest, str) or not is_hash(manifest) or not isinstance(bases, list):
+            raise CorruptError("bad commit")
+        if commits and n <= next(reversed(commits)):
+            raise CorruptError("commits out of order")
+        entry = Entry(
+            n=n,
+            attempt=read_attempt(attempt),
+            manifest=manifest,
+            parent=None if parent is None else _before(parent, n),
+            bases=tuple(_before(base, n) for base in bases),
+            retired_at=None if retired is None else _before(retired, following),
+            quarantined_at=None if quarantined is None else _before(quarantined, following),
+        )
+        if not commits.keys() >= {*entry.bases, *(() if entry.parent is None else (entry.parent,))}:
+            raise CorruptError("a commit's parent or base is none")
+        ends = [end for end in (entry.retired_at, entry.quarantined_at) if end is not None]
+        if len(ends) > 1 or any(end <= n for end in ends):
+            raise CorruptError("a commit ended twice, or before it began")
+        commits[n] = entry
+    return commits
+
+
+def _read_aborted(value: object, following: int) -> dict[Attempt, int]:
+    rows = _rows(value, 2)
+    aborted = {read_attempt(attempt): _before(n, following) for n, attempt in rows}
+    if len(aborted) != len(rows):
+        raise CorruptError("an attempt aborted twice")
+    return aborted
+
+
+def _read_pins(value: object, commits: Mapping[int, Entry]) -> dict[int, frozenset[str]]:
+    pins: dict[int, frozenset[str]] = {}
+    for n, holders in _rows(value, 2):
+        if not isinstance(n, int) or not is_number(n) or n not in commits or not isinstance(holders, list) or not holders:
+            raise CorruptError("bad pin")
+        if not all(isinstance(who, str) and is_who(who) for who in holders):
+            raise CorruptError("bad holder of a pin")
+        pins[n] = frozenset(holders)
+    return pins
