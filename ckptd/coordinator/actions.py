@@ -1,0 +1,148 @@
+"""What ``decide`` may want. Each action carries its reason; ``enact`` makes it so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckptd.coordinator.state import Schedule, Target
+from ckptd.model.ids import Generation, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class DeclareDead:
+    """``node`` no longer counts in the current generation."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskRegroup:
+    """The current generation is broken; ``nodes`` are to stop their workers and join again."""
+
+    nodes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTail:
+    """Ask the store whether we are still in office, before a generation is formed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormGeneration:
+    """Form a generation of waiting agents, ``members`` in the order of their node ranks."""
+
+    members: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormRanks:
+    """Form a generation of trainers that registered without our rendezvous."""
+
+    world_key: str
+    world_size: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Go on with an earlier coordinator's generation; with ``broken`` only to end it in good order."""
+
+    generation: Generation
+    broken: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceSchedule:
+    """These steps become snapshots."""
+
+    schedule: Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class WithholdSchedule:
+    """This generation gets no snapshots, for this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseBefore:
+    """Slots of snapshots before this one may go."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAttempt:
+    """Every part of the snapshot is in the store."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class AbortAttempt:
+    """The snapshot will never be whole."""
+
+    snapshot: Snapshot
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NameRestore:
+    """The one thing for this generation to restore."""
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreGo:
+    """Every rank has its part verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailRestore:
+    """No rank restores; ``quarantine`` is the log number of a commit that turned out bad."""
+
+    reason: str
+    quarantine: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteJob:
+    """All work is done."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do about ``topic`` yet, and why."""
+
+    topic: str
+    reason: str
+
+
+Action = (
+    DeclareDead
+    | AskRegroup
+    | CheckTail
+    | FormGeneration
+    | FormRanks
+    | Adopt
+    | AnnounceSchedule
+    | WithholdSchedule
+    | ReleaseBefore
+    | CommitAttempt
+    | AbortAttempt
+    | NameRestore
+    | RestoreGo
+    | FailRestore
+    | CompleteJob
+    | Wait
+)

@@ -1,0 +1,163 @@
+"""The coordinator's one writer to the commit log: jobs in, results out, one at a time (PROTOCOLS 4.3 and 4.4).
+
+The store being away delays these jobs and nothing else: each is tried again until the log has answered, because until then its
+outcome is unknown. An attempt's outcome is what the log says, not what was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from ckptd.clock import SYSTEM_CLOCK, Clock
+from ckptd.commit.fold import restore_candidate
+from ckptd.commit.log import CommitLog, RecordRefusedError
+from ckptd.commit.office import Committer
+from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, QuarantineJob
+from ckptd.coordinator.state import NOTHING, Outcome, Target
+from ckptd.errors import CkptdError, CorruptError, OfficeLostError, ResourceError, StoreError
+from ckptd.model.ids import NO_GENERATION, Attempt, Generation
+
+RETRY_SECONDS = 0.5
+
+# (attempt, world size, the commit that it descends from, encoded parts) → (manifest's hash, commits that it refers to)
+Assemble = Callable[[Attempt, int, int | None, Sequence[bytes]], Awaitable[tuple[str, Sequence[int]]]]
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TailAbsent:
+    """We were in office when the store was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the log says about an attempt."""
+
+    attempt: Attempt
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Commit ``seq`` is not offered any more."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A job could not be done this time and is tried again. Not a result: the job goes on."""
+
+    reason: str
+
+
+LogResult = TailAbsent | Settled | Quarantined | Trouble
+
+
+class LogWorker:
+    """Runs log jobs in order. ``report`` gets every result; ``run`` raises OfficeLostError when we must step down."""
+
+    def __init__(self, log: CommitLog, committer: Committer, assemble: Assemble, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._log = log
+        self._committer = committer
+        self._assemble = assemble
+        self._clock = clock
+        self._jobs: asyncio.Queue[LogJob] = asyncio.Queue()
+        self.report: Callable[[LogResult], None] = lambda _result: None
+
+    def submit(self, job: LogJob) -> None:
+        """Queue a job; bounded by the number of open snapshots."""
+        self._jobs.put_nowait(job)
+
+    def outcome_of(self, attempt: Attempt) -> Outcome | None:
+        """What the log, as we last read it, says about an attempt."""
+        state = self._log.state
+        if attempt in state.committed:
+            return Outcome(state.committed[attempt], "")
+        return Outcome(None, "it was given up") if attempt in state.aborted else None
+
+    def candidate(self) -> tuple[Target, Generation]:
+        """The commit to restore, by the log as we last read it, and the generation that made it."""
+        entry = restore_candidate(self._log.state)
+        if entry is None:
+            return NOTHING, NO_GENERATION
+        snapshot = entry.attempt.snapshot
+        return Target(entry.n, snapshot.step, entry.manifest), snapshot.generation
+
+    async def run(self) -> None:
+        """Until cancelled. Raises OfficeLostError, and CorruptError or LogTruncatedError when the log itself is damaged."""
+        while True:
+            job = await self._jobs.get()
+            self.report(await self._until_done(job))
+
+    async def _until_done(self, job: LogJob) -> LogResult:
+        while True:
+            try:
+                return await self._do(job)
+            except StoreError as error:
+                _log.warning("log work waits for the store", job=type(job).__name__, error=str(error))
+                self.report(Trouble(str(error)))
+            await self._clock.sleep(RETRY_SECONDS)
+
+    async def _do(self, job: LogJob) -> LogResult:
+        match job:
+            case CheckTailJob():
+                await self._check_tail()
+                return TailAbsent()
+            case CommitJob():
+                return Settled(job.attempt, await self._commit(job))
+            case AbortJob(attempt, reason):
+                return Settled(attempt, await self._abort(attempt, reason))
+            case QuarantineJob(seq, reason):
+                return await self._quarantine(seq, reason)
+
+    async def check_office(self) -> None:
+        """Read on in the log. Raises OfficeLostError when a later EPOCH stands there, and what the store raises."""
+        await self._log.refresh()
+        if self._log.state.office != self._committer.office:
+            raise OfficeLostError(f"another coordinator took office now={self._log.state.office}")
+
+    async def _check_tail(self) -> None:
+        while not await self._log.tail_is_absent():
+            await self.check_office()  # a PIN perhaps; another's EPOCH ends us
+
+    async def _commit(self, job: CommitJob) -> Outcome:
+        known = self.outcome_of(job.attempt)
+        if known is not None:
+            return known
+        parent = restore_candidate(self._log.state)
+        parent_seq = None if parent is None else parent.n
+        try:
+            manifest, bases = await self._assemble(job.attempt, job.world_size, parent_seq, job.parts)
+        except StoreError:
+            raise
+        except (CorruptError, ResourceError, ValueError) as error:
+            _log.error("a snapshot's parts don't fit together", attempt=str(job.attempt), error=str(error))
+            return await self._abort(job.attempt, f"its parts don't fit together: {error}")
+        try:
+            seq = await self._committer.commit(job.attempt, manifest, bases, parent_seq)
+        except RecordRefusedError as error:
+            return await self._abort(job.attempt, f"the log refused it: {error}")
+        return Outcome(seq, "")
+
+    async def _abort(self, attempt: Attempt, reason: str) -> Outcome:
+        try:
+            await self._committer.abort(attempt)
+        except RecordRefusedError as error:
+            committed = self.outcome_of(attempt)
+            if committed is None:
+                raise CkptdError(f"the log refuses to abort {attempt}, and does not have it: {error}") from error
+            return committed
+        return Outcome(None, reason)
+
+    async def _quarantine(self, seq: int, reason: str) -> Quarantined:
+        try:
+            await self._committer.quarantine(seq, reason)
+            _log.error("a commit is quarantined", seq=seq, reason=reason)
+        except RecordRefusedError as error:
+            _log.warning("it was no live commit any more", seq=seq, error=str(error))
+        return Quarantined(seq)

@@ -1,0 +1,183 @@
+"""Actions change the state. What needs the commit log becomes a job for its worker; what nodes must know, ``tell`` finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from ckptd.coordinator import actions as act
+from ckptd.coordinator.apply import replay_held
+from ckptd.coordinator.state import Joined, MemberOf, Place, Rank, State, World
+from ckptd.model.ids import Attempt, Generation
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTailJob:
+    """Read log[tail + 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitJob:
+    """Make a checkpoint of these parts, one from each node."""
+
+    attempt: Attempt
+    world_size: int
+    parts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AbortJob:
+    """Record that the attempt is given up."""
+
+    attempt: Attempt
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineJob:
+    """Record that a commit is bad."""
+
+    seq: int
+    reason: str
+
+
+LogJob = CheckTailJob | CommitJob | AbortJob | QuarantineJob
+
+
+def enact(state: State, action: act.Action, now: float) -> LogJob | None:
+    """Make ``action`` so; returns the log's share of it. ``state.log_busy`` counts jobs until their result is reported back."""
+    job = _enact(state, action, now)
+    if job is not None:
+        state.log_busy += 1
+    return job
+
+
+def _enact(state: State, action: act.Action, now: float) -> LogJob | None:
+    match action:
+        case act.CheckTail():
+            state.permit_asked = True
+            return CheckTailJob()
+        case act.CommitAttempt(id):
+            snapshot = state.snapshots[id]
+            snapshot.settling = True
+            assert snapshot.stored and snapshot.world is not None, "only what is stored whole is committed"
+            return CommitJob(snapshot.attempt, snapshot.world.world_size, tuple(part for _, part in snapshot.parts.values()))
+        case act.AbortAttempt(id, reason):
+            state.snapshots[id].settling = True
+            return AbortJob(state.snapshots[id].attempt, reason)
+        case act.ReleaseBefore(id):
+            state.release = id
+        case act.FormGeneration(members, _):
+            _form(state, members, now)
+        case act.FormRanks(key, size, _):
+            _form_ranks(state, key, size, now)
+        case act.Adopt(generation, broken, _):
+            _adopt(state, generation, broken, now)
+        case act.CompleteJob(reason):
+            state.complete, state.complete_seconds = reason, now
+        case act.Wait():
+            pass
+        case _:
+            return _enact_on_world(state, action, now)
+    return None
+
+
+def _enact_on_world(state: State, action: act.Action, now: float) -> LogJob | None:
+    world = state.world
+    assert world is not None, "these are about the current generation"
+    match action:
+        case act.DeclareDead(node, reason):
+            world.lost[node] = reason
+            _break(state, world, reason, now)
+        case act.AskRegroup(_, reason):
+            _break(state, world, reason, now)
+        case act.AnnounceSchedule(schedule):
+            world.schedule, world.unscheduled = schedule, None
+        case act.WithholdSchedule(reason):
+            world.unscheduled = reason
+        case act.NameRestore(target):
+            world.target = target
+        case act.RestoreGo():
+            world.restore = "go"
+        case act.FailRestore(reason, quarantine):
+            world.restore, world.restore_failure = "failed", reason
+            _break(state, world, reason, now)
+            return None if quarantine is None else QuarantineJob(quarantine, reason)
+    return None
+
+
+def _break(state: State, world: World, reason: str, now: float) -> None:
+    if world.broken is None:
+        world.broken, world.broken_seconds = reason, now
+    for id in world.members:
+        node = state.nodes.get(id)
+        agent = node.agent if node is not None else None
+        # Never told: to its agent this generation has not existed, and it still waits.
+        if node is None or not isinstance(agent, MemberOf) or agent.generation != world.id or agent.acknowledged:
+            continue
+        if ("formed", world.id) not in node.told:
+            node.agent = Joined(agent.agent, agent.local_world_size, agent.min_nodes, agent.max_nodes, now)
+
+
+def _install(state: State, world: World, now: float) -> None:
+    old = state.world
+    if old is not None and old.broken is None:
+        old.broken, old.broken_seconds = f"generation {world.id} was formed", now
+    assert old is None or old.id < world.id, "generations only go up"
+    state.world, state.complete = world, None
+    state.permit_seconds = None
+    state.claims.clear()
+    state.order = tuple(sorted(world.members, key=lambda id: world.members[id].node_rank))
+    replay_held(state, now)
+
+
+def _form(state: State, members: tuple[str, ...], now: float) -> None:
+    state.last_n += 1
+    id = Generation(state.epoch, state.last_n)
+    places: dict[str, Place] = {}
+    for node_rank, name in enumerate(members):
+        node = state.nodes[name]
+        agent = node.agent
+        assert isinstance(agent, Joined), "only waiting agents are made members"
+        places[name] = Place(node_rank, agent.local_world_size)
+        size, least, most = agent.local_world_size, agent.min_nodes, agent.max_nodes
+        node.agent = MemberOf(agent.agent, id, node_rank, len(members), size, least, most, acknowledged=False)
+    world_size = sum(place.local_world_size for place in places.values())
+    _install(state, World(id, "rendezvous", "", world_size, places, now, now), now)
+
+
+def _form_ranks(state: State, key: str, size: int, now: float) -> None:
+    state.last_n += 1
+    loose = state.loose.pop((key, size))
+    ranks = {
+        number: Rank(rank.node, rank.process, rank.base_seq, up=True, ready=rank.ready, asked=rank.asked)
+        for number, rank in sorted(loose.items())
+    }
+    world = World(Generation(state.epoch, state.last_n), "ranks", key, size, _places(ranks), now, now, ranks=ranks)
+    _install(state, world, now)
+
+
+def _places(ranks: dict[int, Rank]) -> dict[str, Place]:
+    """Nodes in the order of their lowest ranks."""
+    names = list(dict.fromkeys(ranks[number].node for number in sorted(ranks)))
+    return {name: Place(index, sum(rank.node == name for rank in ranks.values())) for index, name in enumerate(names)}
+
+
+def _adopt(state: State, generation: Generation, broken: str | None, now: float) -> None:
+    claim = state.claims[generation]
+    members: dict[str, Place] = {}
+    for name in claim.members:
+        agent = state.nodes[name].agent
+        if isinstance(agent, MemberOf) and agent.generation == generation:
+            members[name] = Place(agent.node_rank, agent.local_world_size)
+    if members:
+        size = sum(place.local_world_size for place in members.values())
+        world = World(generation, "rendezvous", "", size, members, now, now, whole=broken is None)
+    else:
+        ranks = {number: Rank(node) for number, node in sorted(claim.ranks.items())}
+        world = World(generation, "ranks", claim.world_key, claim.world_size, _places(ranks), now, now, ranks=ranks)
+    world.broken, world.broken_seconds = broken, now
+    _install(state, world, now)

@@ -1,0 +1,211 @@
+"""The coordinator without sockets: messages and results in, decisions enacted, messages out.
+
+Everything here runs on one event loop and never waits: the log's work is queued, each node's messages are queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from ckptd.clock import SYSTEM_CLOCK, Clock
+from ckptd.coordinator.actions import Adopt, AskRegroup, CompleteJob, FormGeneration, FormRanks, Wait, WithholdSchedule
+from ckptd.coordinator.alive import blind_nodes
+from ckptd.coordinator.apply import apply, attach, detach
+from ckptd.coordinator.decide import decide
+from ckptd.coordinator.durable import LogResult, Quarantined, Settled, TailAbsent, Trouble
+from ckptd.coordinator.enact import LogJob, enact
+from ckptd.coordinator.kv import KvStores
+from ckptd.coordinator.options import CoordinatorOptions
+from ckptd.coordinator.state import Outcome, State, Target
+from ckptd.coordinator.tell import messages_for
+from ckptd.model.ids import Attempt, Generation
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+
+MAX_ACTIONS_PER_STEP = 10_000
+_log = structlog.get_logger(__name__)
+
+
+class Link(Protocol):
+    """The way to one node."""
+
+    def send(self, message: pb.ToNode) -> bool:
+        """Queue a message; False when the queue is full, and the link is closed then."""
+        ...
+
+    def close(self) -> None:
+        """End the stream."""
+        ...
+
+
+class LogView(Protocol):
+    """What the engine asks of the log's worker."""
+
+    def submit(self, job: LogJob) -> None: ...
+
+    def outcome_of(self, attempt: Attempt) -> Outcome | None: ...
+
+    def candidate(self) -> tuple[Target, Generation]: ...
+
+
+class Engine:
+    """State, decisions and links of one job. ``wake`` is called when ``step`` should run soon."""
+
+    def __init__(
+        self,
+        epoch: int,
+        options: CoordinatorOptions,
+        log: LogView,
+        clock: Clock = SYSTEM_CLOCK,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._options = options
+        self._log = log
+        self._clock = clock
+        self._wake = wake
+        self._links: dict[str, Link] = {}
+        self._kv = KvStores()
+        self._reasons: dict[str, str] = {}
+        self._stepped_seconds = clock.monotonic()
+        self.state = State(epoch, clock.monotonic(), outcome_of=log.outcome_of)
+        self._look_at_log()
+
+    @property
+    def drained(self) -> bool:
+        """Is the job complete, and nothing of it on its way to the store any more?"""
+        state = self.state
+        return state.complete is not None and not state.snapshots and not state.log_busy
+
+    def attach(self, node: str, incarnation: str, link: Link) -> None:
+        """A daemon's stream is there; it replaces an earlier one of the same node."""
+        earlier = self._links.pop(node, None)
+        if earlier is not None:
+            _log.info("a newer stream replaces the node's earlier one", node=node)
+            earlier.close()
+            self._kv.forget(node)
+        self._links[node] = link
+        attach(self.state, node, incarnation, self._clock.monotonic())
+        _log.info("node connected", node=node, incarnation=incarnation)
+        self._wake()
+
+    def detach(self, node: str, link: Link) -> None:
+        """A stream has ended; nothing happens if it was replaced before."""
+        if self._links.get(node) is link:
+            del self._links[node]
+            detach(self.state, node)
+            self._kv.forget(node)
+            _log.info("node disconnected", node=node)
+            self._wake()
+
+    def receive(self, node: str, link: Link, message: pb.FromNode) -> None:
+        """One message. Raises ProtocolError; the caller ends the stream then. Late ones of a replaced stream are dropped."""
+        if self._links.get(node) is not link:
+            return
+        now = self._clock.monotonic()
+        if message.WhichOneof("body") in ("kv_set", "kv_add", "kv_get"):
+            self.state.nodes[node].last_heard_seconds = now
+            self._kv.receive(node, message, lambda reply: self._send(node, link, reply))
+            return
+        apply(self.state, node, message, now)
+        self._wake()
+
+    def log_done(self, result: LogResult) -> None:
+        """The log's worker reports."""
+        state, now = self.state, self._clock.monotonic()
+        if isinstance(result, Trouble):
+            state.log_trouble = result.reason
+            self._wake()
+            return
+        state.log_busy, state.log_trouble = state.log_busy - 1, None
+        self._look_at_log()
+        match result:
+            case TailAbsent():
+                state.permit_asked, state.permit_seconds = False, now
+            case Settled(attempt, outcome):
+                state.settle(attempt, outcome)
+                world = state.world
+                if outcome.seq is not None and world is not None and attempt.snapshot.generation == world.id:
+                    world.last_commit_seconds = now
+                _log.info("attempt settled", attempt=str(attempt), seq=outcome.seq, reason=outcome.reason)
+            case Quarantined():
+                pass
+        self._wake()
+
+    def step(self) -> None:
+        """Decide and enact until there is nothing left but waiting; then tell every node what it should know."""
+        now = self._clock.monotonic()
+        self._excuse_own_absence(now)
+        for _ in range(MAX_ACTIONS_PER_STEP):
+            actions = decide(now, self.state, self._options)
+            urgent = next((action for action in actions if not isinstance(action, Wait)), None)
+            if urgent is None:
+                self._log_reasons({action.topic: action.reason for action in actions if isinstance(action, Wait)})
+                break
+            self._log_action(urgent)
+            job = enact(self.state, urgent, now)
+            if job is not None:
+                self._log.submit(job)
+            self._after(urgent)
+        else:
+            raise AssertionError("decide() wants the same thing again and again")
+        self._tell()
+
+    def blind(self) -> list[str]:
+        """Silent members of the running generation."""
+        return blind_nodes(self._clock.monotonic(), self.state, self._options)
+
+    def _excuse_own_absence(self, now: float) -> None:
+        """If we did not look for long (stopped, starved, suspended), silence is ours: every lease starts anew."""
+        if now - self._stepped_seconds > self._options.lease_seconds / 2:
+            _log.warning("the coordinator itself was away; leases start anew", seconds=round(now - self._stepped_seconds, 1))
+            for node in self.state.nodes.values():
+                node.last_heard_seconds = now
+            if self.state.world is not None:
+                self.state.world.last_progress_seconds = now
+        self._stepped_seconds = now
+
+    def _look_at_log(self) -> None:
+        self.state.candidate, self.state.candidate_generation = self._log.candidate()
+
+    def _after(self, action: object) -> None:
+        world = self.state.world
+        if isinstance(action, FormGeneration | FormRanks | Adopt) and world is not None:
+            self._kv.current(world.id)
+        elif isinstance(action, CompleteJob):
+            self._kv.complete()
+
+    def _tell(self) -> None:
+        for id, link in list(self._links.items()):
+            node = self.state.nodes[id]
+            wanted = list(messages_for(self.state, node))
+            # What is no longer wanted may be wanted again later, and must be said again then.
+            node.told &= {key for key, _ in wanted}
+            for key, make in wanted:
+                if key not in node.told:
+                    node.told.add(key)
+                    if not self._send(id, link, make()):
+                        break
+
+    def _send(self, node: str, link: Link, message: pb.ToNode) -> bool:
+        if link.send(message):
+            return True
+        _log.warning("node dropped: it does not read its messages; it will reconnect", node=node)
+        self.detach(node, link)
+        return False
+
+    def _log_action(self, action: object) -> None:
+        match action:
+            case WithholdSchedule(reason):
+                _log.warning("no snapshots will be taken", reason=reason)
+            case AskRegroup(nodes, reason):
+                _log.warning("regroup", nodes=list(nodes), reason=reason)
+            case _:
+                _log.info("decided", action=type(action).__name__, detail=str(action))
+
+    def _log_reasons(self, reasons: dict[str, str]) -> None:
+        for topic, reason in reasons.items():
+            if self._reasons.get(topic) != reason:
+                _log.info("waiting", topic=topic, reason=reason)
+        self._reasons = reasons

@@ -1,0 +1,100 @@
+"""May we start as this job's coordinator? (PROTOCOLS 4.4 and 4.10)
+
+Safety does not hang on this: two coordinators at once can't both commit, because the later EPOCH ends the earlier office. It is
+about peace. Two starters with one job id would depose each other for ever, and each would regroup the other's workers.
+
+So a starter reads the LEADER hint and asks the address in it. Pinging first is our addition to PROTOCOLS: a restart is quick.
+
+- An answer for this job: it is in use. We refuse.
+- Connection refused, or an answer for another job: the machine is there and our predecessor is not; nobody refreshes that hint
+  any more. We take over at once. This is the usual restart on the same machine.
+- No answer (other network, host down, firewall): it may live where we can't reach it, but it reaches the store. We watch the
+  hint for one lease; if it changes, somebody is alive, and we refuse unless told ``take_over``.
+
+A coordinator that is stopped answers late, and its hint stands still: we take over, and when it goes on it finds our EPOCH and
+steps down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import grpc
+import structlog
+
+from ckptd.clock import SYSTEM_CLOCK, Clock
+from ckptd.commit.leader import LeaderHint, read_hint, write_hint
+from ckptd.errors import JobInUseError, UnavailableError
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
+from ckptd.store.base import Store
+
+PING_SECONDS = 3.0
+_log = structlog.get_logger(__name__)
+
+
+async def check_free(
+    store: Store, job: str, take_over: bool, lease_seconds: float, token: str | None = None, clock: Clock = SYSTEM_CLOCK
+) -> None:
+    """Return when nobody seems to hold the job's office. Raises JobInUseError, and what the store raises.
+
+    ``lease_seconds`` is how long an unreachable hint is watched.
+    """
+    hint = await read_hint(store, job)
+    if hint is None or take_over:
+        return
+    answer = await ping(hint.address, job, token)
+    if answer is True:
+        raise JobInUseError(
+            f"a coordinator of job {job!r} is running at {hint.address}; stop it, use another job id, or say --take-over"
+            f" epoch={hint.epoch}"
+        )
+    if answer is False:
+        _log.info("the last coordinator is gone", job=job, address=hint.address, epoch=hint.epoch)
+        return
+    _log.info("the last coordinator does not answer; watching its hint", job=job, address=hint.address, seconds=lease_seconds)
+    await clock.sleep(lease_seconds)
+    if await read_hint(store, job) != hint:
+        raise JobInUseError(
+            f"a coordinator of job {job!r} is alive, though it can't be reached from here at {hint.address}; stop it, use"
+            f" another job id, or say --take-over epoch={hint.epoch}"
+        )
+
+
+async def ping(address: str, job: str, token: str | None = None) -> bool | None:
+    """Does a coordinator of ``job`` answer at ``address``? True, False (certainly not), or None when nobody can tell."""
+    metadata = [("authorization", f"Bearer {token}")] if token else None
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = rpc.CoordinatorStub(channel)
+        try:
+            reply = await stub.Ping(pb.PingRequest(job=job), timeout=PING_SECONDS, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            refused = "connection refused" in f"{error.details()} {error.debug_error_string()}".lower()
+            return False if error.code() == grpc.StatusCode.UNAVAILABLE and refused else None
+    return bool(reply.job == job)
+
+
+async def announce(
+    store: Store,
+    job: str,
+    address: str,
+    epoch: int,
+    lease_seconds: float,
+    check_office: Callable[[], Awaitable[None]],
+    clock: Clock = SYSTEM_CLOCK,
+) -> None:
+    """Put the hint every third of a lease, until cancelled. A store that is away makes it stale, which harms nobody.
+
+    A hint of a later epoch means that we may have been deposed while we had nothing to write: ``check_office`` asks the log and
+    raises OfficeLostError, before we overwrite our successor's address.
+    """
+    counter = 0
+    while True:
+        with suppress(UnavailableError):
+            found = await read_hint(store, job)
+            if found is not None and found.epoch > epoch:
+                await check_office()
+            await write_hint(store, job, LeaderHint(address, epoch, counter))
+        counter += 1
+        await clock.sleep(lease_seconds / 3)

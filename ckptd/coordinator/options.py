@@ -1,0 +1,51 @@
+"""Settings of a coordinator: each says unit, default, what it trades, and the danger of the extremes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Final
+
+from ckptd.errors import ConfigError
+
+_MAY_BE_ZERO: Final = frozenset({"debounce_seconds", "join_seconds", "drain_seconds", "linger_seconds"})
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorOptions:
+    """All waits of the coordinator, in seconds, and its schedule, in steps. Raises ConfigError for impossible values.
+
+    heartbeat_seconds: how often daemons report. Smaller: quicker progress on screen; more messages.
+    lease_seconds: silence after which a node may be called dead (never for silence alone: PROTOCOLS 5). Too small: a pause of a
+        daemon pauses snapshots; too large: a lost node is noticed later. At least two heartbeats.
+    debounce_seconds: a node that comes while training runs is taken in after a commit and this long without others.
+        Too small: several returning nodes cost several restarts.
+    join_seconds: the first formation waits this long for max_nodes before it does with min_nodes.
+    every_steps: a snapshot every so many steps. Smaller: less work lost; more copying and uploading.
+    restore_seconds: from the first rank's wish to restore to the last one's report. Too small: a big restore fails for ever.
+    drain_seconds: how long a broken generation's complete snapshots may still be uploaded before the next world is told what to
+        restore. Too small: work is redone that was nearly saved; too large: a dying link holds up the restart.
+    linger_seconds: how long a coordinator that ends with its job still answers late nodes.
+    queue_messages: messages waiting for one node before its stream is dropped (it reconnects and learns all again).
+    """
+
+    heartbeat_seconds: float = 1.0
+    lease_seconds: float = 5.0
+    debounce_seconds: float = 3.0
+    join_seconds: float = 30.0
+    every_steps: int = 100
+    restore_seconds: float = 600.0
+    drain_seconds: float = 30.0
+    linger_seconds: float = 2.0
+    queue_messages: int = 1000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in _MAY_BE_ZERO else 1e-6
+            if not least <= value < 10**9:
+                raise ConfigError(f"{field.name} must be at least {least} and below 10^9; got {value!r}")
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ConfigError(
+                "lease_seconds must be at least two heartbeats, or one late message looks like silence"
+                f" lease_seconds={self.lease_seconds} heartbeat_seconds={self.heartbeat_seconds}"
+            )

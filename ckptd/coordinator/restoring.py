@@ -1,0 +1,66 @@
+"""One thing to restore for all ranks of a generation, and one answer to all of them (I5). Pure (PROTOCOLS 4.4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ckptd.coordinator.actions import Action, FailRestore, NameRestore, RestoreGo, Wait
+from ckptd.coordinator.options import CoordinatorOptions
+from ckptd.coordinator.state import Rank, State, Target, World
+
+
+def decide_restore(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
+    """Name the target once every earlier attempt is settled; then wait for all ranks, or fail all."""
+    world = state.world
+    if world is None or world.broken or not world.whole or world.restore != "open":
+        return
+    if not any(rank.asked for rank in world.ranks.values()):
+        return
+    if world.target is None:
+        earlier = [id for id in state.snapshots if id.generation != world.id]
+        if earlier or state.log_busy:
+            yield Wait("restore", f"first {len(earlier)} attempts of earlier generations are committed or aborted")
+        else:
+            yield NameRestore(state.candidate)
+        return
+    failure = _failure(now, options, world, world.target)
+    if failure is not None:
+        yield failure
+        return
+    ranks = [world.ranks.get(number) for number in range(world.world_size)]
+    done = sum(1 for rank in ranks if rank is not None and starts(rank, world.target))
+    if done == world.world_size:
+        yield RestoreGo()
+    else:
+        yield Wait("restore", f"{done} of {world.world_size} ranks have restored step {world.target.step}")
+
+
+def starts(rank: Rank, target: Target | None) -> bool:
+    """Does this rank have what the target says? With nothing to restore, asking is enough."""
+    if target is None:
+        return rank.ready
+    verified = rank.report is not None and not rank.report.error
+    if target.seq is None:
+        return rank.asked or rank.ready
+    return verified or (rank.ready and rank.base_seq == target.seq + 1)
+
+
+def _failure(now: float, options: CoordinatorOptions, world: World, target: Target) -> FailRestore | None:
+    for number, rank in sorted(world.ranks.items()):
+        if rank.report is not None and rank.report.error:
+            reason = f"rank {number} could not restore step {target.step}: {rank.report.error}"
+            return FailRestore(reason, target.seq if rank.report.corrupt else None)
+    if target.seq is None or world.reported_seconds is None:
+        return None  # who only asks what there is may go on without it
+    for number, rank in sorted(world.ranks.items()):
+        if rank.step > 0 and not rank.asked and not starts(rank, target):
+            return FailRestore(f"rank {number} trains without the checkpoint that the others restored", None)
+    late = [number for number in range(world.world_size) if not _has_started(world, number, target)]
+    if late and now - world.reported_seconds >= options.restore_seconds:
+        return FailRestore(f"not all ranks restored within {options.restore_seconds:g} s; missing: {late[:20]}", None)
+    return None
+
+
+def _has_started(world: World, number: int, target: Target) -> bool:
+    rank = world.ranks.get(number)
+    return rank is not None and starts(rank, target)

@@ -1,0 +1,182 @@
+"""The coordinator on the network: gRPC streams in and out of the engine (coordinator.proto)."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from ckptd.coordinator.convert import node_of
+from ckptd.coordinator.engine import Engine
+from ckptd.coordinator.options import CoordinatorOptions
+from ckptd.errors import ProtocolError
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
+
+PROTOCOL_VERSION: Final = 1
+HELLO_SECONDS: Final = 10.0
+MAX_MESSAGE_BYTES: Final = 64 << 20
+AUTHORIZATION: Final = "authorization"
+_log = structlog.get_logger(__name__)
+
+
+class StreamLink:
+    """A bounded queue of messages for one node. A node that does not read is cut off, so that it can't fill our memory."""
+
+    def __init__(self, limit: int) -> None:
+        self._queue: asyncio.Queue[pb.ToNode | None] = asyncio.Queue()
+        self._limit = limit
+        self._closed = False
+
+    def send(self, message: pb.ToNode) -> bool:
+        """Queue it; False when the link is closed or full (it is closed then)."""
+        if self._closed or self._queue.qsize() >= self._limit:
+            self.close()
+            return False
+        self._queue.put_nowait(message)
+        return True
+
+    def close(self) -> None:
+        """End the stream once what was queued has gone out."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put_nowait(None)
+
+    async def next(self) -> pb.ToNode | None:
+        """The next message; None at the end."""
+        return await self._queue.get()
+
+
+class CoordinatorService(rpc.CoordinatorServicer):
+    """The servicer of one job. ``genesis`` is the hash of log record 0."""
+
+    def __init__(self, job: str, engine: Engine, options: CoordinatorOptions, genesis: bytes) -> None:
+        self._job = job
+        self._engine = engine
+        self._options = options
+        self._genesis = genesis
+
+    async def Ping(self, request: pb.PingRequest, context: Any) -> pb.PingReply:  # noqa: N802 (gRPC's name)
+        """Who is there?"""
+        return pb.PingReply(job=self._job, epoch=self._engine.state.epoch)
+
+    async def Attach(  # noqa: N802 (gRPC's name)
+        self, request_iterator: AsyncIterator[pb.FromNode], context: Any
+    ) -> AsyncIterator[pb.ToNode]:
+        """One node's stream: the first message is Hello, the answer Welcome or Refused."""
+        link = StreamLink(self._options.queue_messages)
+        try:
+            hello = await asyncio.wait_for(anext(aiter(request_iterator)), HELLO_SECONDS)
+            node = self._admit(hello)
+        except (TimeoutError, StopAsyncIteration):
+            return
+        except RefusedError as refusal:
+            _log.warning("node refused", code=refusal.code, message=str(refusal))
+            yield pb.ToNode(refused=pb.Refused(code=refusal.code, message=str(refusal)))
+            return
+        link.send(self._welcome())
+        self._engine.attach(node, hello.hello.incarnation, link)
+        reader = asyncio.create_task(self._read(node, link, request_iterator))
+        try:
+            while (message := await link.next()) is not None:
+                yield message
+        finally:
+            reader.cancel()
+            self._engine.detach(node, link)
+
+    def _admit(self, message: pb.FromNode) -> str:
+        hello = message.hello
+        if message.WhichOneof("body") != "hello":
+            raise RefusedError("protocol", "the first message must be Hello")
+        if hello.protocol != PROTOCOL_VERSION:
+            raise RefusedError(
+                "version",
+                f"the coordinator speaks protocol {PROTOCOL_VERSION}, the daemon {hello.protocol}: use one ckptd everywhere",
+            )
+        if hello.job != self._job:
+            raise RefusedError("job", f"this is the coordinator of job {self._job!r}, not of {hello.job[:80]!r}")
+        try:
+            node_of(hello.incarnation)
+            return node_of(hello.node)
+        except ProtocolError as error:
+            raise RefusedError("protocol", str(error)) from None
+
+    def _welcome(self) -> pb.ToNode:
+        options = self._options
+        return pb.ToNode(
+            welcome=pb.Welcome(
+                epoch=self._engine.state.epoch,
+                heartbeat_seconds=options.heartbeat_seconds,
+                lease_seconds=options.lease_seconds,
+                genesis=self._genesis,
+            )
+        )
+
+    async def _read(self, node: str, link: StreamLink, messages: AsyncIterator[pb.FromNode]) -> None:
+        try:
+            async for message in messages:
+                self._engine.receive(node, link, message)
+        except ProtocolError as error:
+            _log.warning("node refused", node=node, code="protocol", message=str(error))
+            link.send(pb.ToNode(refused=pb.Refused(code="protocol", message=str(error))))
+        except grpc.RpcError as error:
+            _log.debug("stream broke", node=node, error=str(error))
+        finally:
+            link.close()
+
+
+class RefusedError(Exception):
+    """Why a stream is not accepted; ``code`` is "version", "job" or "protocol"."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Every call must carry the shared token as metadata ``authorization: Bearer <token>`` (PROTOCOLS 5)."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Let the call through, or end it with UNAUTHENTICATED."""
+        handler = await continuation(handler_call_details)
+        given = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION, "")
+        if hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):
+            return handler
+
+        async def refuse(_messages: object, context: Any) -> None:
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "the shared token is missing or wrong; see token_file in the settings"
+            )
+
+        if handler is not None and handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(refuse)
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+async def serve(service: CoordinatorService, bind: str, token: str | None) -> tuple[grpc.aio.Server, int]:
+    """Start serving on ``bind`` (host:port, port 0: any free one); the server and its port. Raises OSError when it is taken."""
+    interceptors = [TokenInterceptor(token)] if token else []
+    options = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),  # two coordinators on one port would each get half of the daemons
+    ]
+    server = grpc.aio.server(interceptors=interceptors, options=options)
+    rpc.add_CoordinatorServicer_to_server(service, server)
+    try:
+        port = server.add_insecure_port(bind)
+    except RuntimeError as error:
+        raise OSError(f"can't listen on {bind}: {error}") from error
+    await server.start()
+    return server, port

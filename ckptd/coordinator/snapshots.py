@@ -1,0 +1,154 @@
+"""What becomes of open snapshots, and when a generation gets its schedule. Pure (PROTOCOLS 2, 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ckptd.coordinator.actions import (
+    AbortAttempt,
+    Action,
+    AnnounceSchedule,
+    CommitAttempt,
+    ReleaseBefore,
+    Wait,
+    WithholdSchedule,
+)
+from ckptd.coordinator.alive import left_world, silent
+from ckptd.coordinator.options import CoordinatorOptions
+from ckptd.coordinator.restoring import starts
+from ckptd.coordinator.state import MAX_OPEN_SNAPSHOTS, OpenSnapshot, Schedule, State, World
+from ckptd.model.ids import Attempt, Snapshot
+
+
+def find(state: State, id: Snapshot, now: float) -> OpenSnapshot | None:
+    """The open snapshot, opened if it is new; None when it is settled already (its outcome is told again then)."""
+    known = state.snapshots.get(id)
+    if known is not None:
+        return known
+    attempt = Attempt(id, 0)
+    outcome = state.outcomes.get(attempt) or state.outcome_of(attempt)
+    if outcome is not None:
+        state.settle(attempt, outcome)
+        return None
+    if len(state.snapshots) >= MAX_OPEN_SNAPSHOTS:
+        return None
+    world = state.world if state.world is not None and state.world.id == id.generation else None
+    opened = OpenSnapshot(id, world, now)
+    if world is None:
+        opened.missed = f"generation {id.generation} is no more"
+    state.snapshots[id] = opened
+    return opened
+
+
+def decide_snapshots(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
+    """Settle what can be settled, oldest first, so that the log's order is the steps' order."""
+    blocked = False
+    for id in sorted(state.snapshots):
+        snapshot = state.snapshots[id]
+        if snapshot.settling:
+            continue
+        reason = _hopeless(now, state, options, snapshot)
+        if reason is not None:
+            yield AbortAttempt(id, reason)
+        elif snapshot.stored and not blocked:
+            yield CommitAttempt(id)
+        else:
+            blocked = True
+            yield Wait("snapshot", _missing(snapshot))
+    complete = [id for id, snapshot in state.snapshots.items() if snapshot.complete and snapshot.missed is None]
+    committed = [attempt.snapshot for attempt, outcome in state.outcomes.items() if outcome.seq is not None]
+    newest = max(complete + committed, default=None)
+    older_open = any(newest is not None and id < newest for id in state.snapshots)
+    if newest is not None and (state.release is None or newest > state.release) and not older_open:
+        yield ReleaseBefore(newest)
+
+
+def _missing(snapshot: OpenSnapshot) -> str:
+    size = 0 if snapshot.world is None else snapshot.world.world_size
+    return f"snapshot {snapshot.id}: {len(snapshot.sealed)} of {size} ranks sealed, {len(snapshot.uploaded)} uploaded"
+
+
+def _hopeless(now: float, state: State, options: CoordinatorOptions, snapshot: OpenSnapshot) -> str | None:
+    """Why this snapshot will never be whole, or None."""
+    world = snapshot.world
+    if snapshot.missed is not None or world is None:
+        return snapshot.missed or "its generation is unknown"
+    if not world.whole:
+        return "not all members of its generation came back to this coordinator"
+    if world.unscheduled is not None:
+        return world.unscheduled
+    if snapshot.stored:
+        return None
+    newer = [other for id, other in state.snapshots.items() if id > snapshot.id]
+    if any(other.stored for other in newer) or (not snapshot.complete and any(other.complete for other in newer)):
+        return "a newer snapshot overtook it"
+    blind = sorted(
+        id for id in _hosts_missing(snapshot, world) if id not in state.nodes or silent(now, state.nodes[id], options)
+    )
+    if blind:
+        return f"nothing was heard of node {blind[0]} for {options.lease_seconds:g} s"
+    if all(rank.finished for rank in world.ranks.values()) and len(world.ranks) == world.world_size and not snapshot.complete:
+        return "all ranks have finished and not all of them took part in it"
+    return _cut_short(now, state, options, snapshot, world)
+
+
+def _cut_short(now: float, state: State, options: CoordinatorOptions, snapshot: OpenSnapshot, world: World) -> str | None:
+    """A broken generation's snapshot is whole already or never, and its upload has drain_seconds."""
+    ended = world.broken is not None or world is not state.world
+    if not ended:
+        return None
+    if not snapshot.complete and (world is not state.world or all(left_world(state, world, node) for node in world.members)):
+        return f"its generation ended first: {world.broken}"
+    if now - world.broken_seconds >= options.drain_seconds:
+        return f"its generation ended, and {options.drain_seconds:g} s later it was not all uploaded"
+    return None
+
+
+def _hosts_missing(snapshot: OpenSnapshot, world: World) -> set[str]:
+    missing = set(range(world.world_size)) - snapshot.uploaded
+    return {host for rank in missing if (host := world.host(rank)) is not None}
+
+
+def decide_schedule(state: State, options: CoordinatorOptions) -> Iterator[Action]:
+    """One schedule per generation, once every rank is there and knows what it starts from."""
+    world = state.world
+    if world is None or world.broken or world.schedule or not world.whole or state.complete:
+        return
+    ranks = [world.ranks.get(number) for number in range(world.world_size)]
+    ready = sum(1 for rank in ranks if rank is not None and rank.up and (rank.ready or starts(rank, world.target)))
+    unheard = world.id.epoch != state.epoch and not all(rank.counted for rank in world.ranks.values())
+    if ready < world.world_size or unheard:
+        yield Wait("schedule", f"{ready} of {world.world_size} ranks are ready")
+    elif any(id.generation != world.id for id in state.snapshots) or state.log_busy:
+        yield Wait("schedule", "first earlier attempts are committed or aborted")
+    elif not _descends(state, world):
+        yield from _withhold(state, world)
+    else:
+        restored = world.target.step if world.target is not None else 0
+        furthest = max([restored, *(rank.step for rank in ranks if rank is not None)])
+        every = options.every_steps
+        yield AnnounceSchedule(Schedule(-(-(furthest + 2) // every) * every, every))
+
+
+def _descends(state: State, world: World) -> bool:
+    """I8: would this world's snapshots descend from the last commit?"""
+    newest = state.candidate.seq
+    if newest is None or state.candidate_generation == world.id:
+        return True
+    if {rank.base_seq for rank in world.ranks.values()} == {newest + 1}:
+        return True
+    target = world.target
+    return target is not None and target.seq == newest and all(starts(rank, target) for rank in world.ranks.values())
+
+
+def _withhold(state: State, world: World) -> Iterator[Action]:
+    candidate = state.candidate
+    reason = (
+        f"this world did not restore the last commit (record {candidate.seq}, step {candidate.step}), so its snapshots would"
+        " not descend from it: call restore() before training, or use another job id"
+    )
+    asked = any(rank.asked for rank in world.ranks.values())
+    if asked and world.furthest_step == 0:
+        yield Wait("schedule", f"the ranks restore record {candidate.seq} first")
+    elif world.unscheduled is None:
+        yield WithholdSchedule(reason)

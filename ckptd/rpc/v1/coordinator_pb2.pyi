@@ -1,0 +1,429 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PingRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class PingReply(_message.Message):
+    __slots__ = ("job", "epoch")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    epoch: int
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Generation(_message.Message):
+    __slots__ = ("epoch", "n")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    n: int
+    def __init__(self, epoch: _Optional[int] = ..., n: _Optional[int] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("generation", "step")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    step: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
+
+class Attempt(_message.Message):
+    __slots__ = ("snapshot", "number")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    snapshot: Snapshot
+    number: int
+    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
+
+class FromNode(_message.Message):
+    __slots__ = ("hello", "heartbeat", "join", "member", "agent_gone", "rank_up", "rank_gone", "restore_ask", "restore_report", "sealed", "missed", "uploaded", "finished", "kv_set", "kv_add", "kv_get", "goodbye")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    AGENT_GONE_FIELD_NUMBER: _ClassVar[int]
+    RANK_UP_FIELD_NUMBER: _ClassVar[int]
+    RANK_GONE_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_ASK_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_REPORT_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    UPLOADED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    KV_SET_FIELD_NUMBER: _ClassVar[int]
+    KV_ADD_FIELD_NUMBER: _ClassVar[int]
+    KV_GET_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    hello: NodeHello
+    heartbeat: Heartbeat
+    join: Join
+    member: Member
+    agent_gone: AgentGone
+    rank_up: RankUp
+    rank_gone: RankGone
+    restore_ask: RestoreAsk
+    restore_report: RestoreReport
+    sealed: Sealed
+    missed: Missed
+    uploaded: Uploaded
+    finished: Finished
+    kv_set: KvSet
+    kv_add: KvAdd
+    kv_get: KvGet
+    goodbye: Goodbye
+    def __init__(self, hello: _Optional[_Union[NodeHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., agent_gone: _Optional[_Union[AgentGone, _Mapping]] = ..., rank_up: _Optional[_Union[RankUp, _Mapping]] = ..., rank_gone: _Optional[_Union[RankGone, _Mapping]] = ..., restore_ask: _Optional[_Union[RestoreAsk, _Mapping]] = ..., restore_report: _Optional[_Union[RestoreReport, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., missed: _Optional[_Union[Missed, _Mapping]] = ..., uploaded: _Optional[_Union[Uploaded, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., kv_set: _Optional[_Union[KvSet, _Mapping]] = ..., kv_add: _Optional[_Union[KvAdd, _Mapping]] = ..., kv_get: _Optional[_Union[KvGet, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+
+class ToNode(_message.Message):
+    __slots__ = ("welcome", "formed", "regroup", "complete", "restore_target", "restore_go", "restore_failed", "schedule", "release", "committed", "aborted", "kv_value", "refused")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    FORMED_FIELD_NUMBER: _ClassVar[int]
+    REGROUP_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_TARGET_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_GO_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FAILED_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    KV_VALUE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    formed: Formed
+    regroup: Regroup
+    complete: Complete
+    restore_target: RestoreTarget
+    restore_go: RestoreGo
+    restore_failed: RestoreFailed
+    schedule: Schedule
+    release: Release
+    committed: Committed
+    aborted: Aborted
+    kv_value: KvValue
+    refused: Refused
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., formed: _Optional[_Union[Formed, _Mapping]] = ..., regroup: _Optional[_Union[Regroup, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., restore_target: _Optional[_Union[RestoreTarget, _Mapping]] = ..., restore_go: _Optional[_Union[RestoreGo, _Mapping]] = ..., restore_failed: _Optional[_Union[RestoreFailed, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., kv_value: _Optional[_Union[KvValue, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+
+class NodeHello(_message.Message):
+    __slots__ = ("protocol", "job", "node", "incarnation")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    job: str
+    node: str
+    incarnation: str
+    def __init__(self, protocol: _Optional[int] = ..., job: _Optional[str] = ..., node: _Optional[str] = ..., incarnation: _Optional[str] = ...) -> None: ...
+
+class RankStatus(_message.Message):
+    __slots__ = ("generation", "rank", "step", "free_slots")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    rank: int
+    step: int
+    free_slots: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., rank: _Optional[int] = ..., step: _Optional[int] = ..., free_slots: _Optional[int] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("ranks",)
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
+    def __init__(self, ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
+
+class Join(_message.Message):
+    __slots__ = ("agent", "local_world_size", "min_nodes", "max_nodes", "address")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MIN_NODES_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    local_world_size: int
+    min_nodes: int
+    max_nodes: int
+    address: str
+    def __init__(self, agent: _Optional[str] = ..., local_world_size: _Optional[int] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("agent", "generation", "node_rank", "num_nodes", "local_world_size", "min_nodes", "max_nodes")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NODE_RANK_FIELD_NUMBER: _ClassVar[int]
+    NUM_NODES_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MIN_NODES_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    generation: Generation
+    node_rank: int
+    num_nodes: int
+    local_world_size: int
+    min_nodes: int
+    max_nodes: int
+    def __init__(self, agent: _Optional[str] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., local_world_size: _Optional[int] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ...) -> None: ...
+
+class AgentGone(_message.Message):
+    __slots__ = ("agent", "failed", "reason")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    failed: bool
+    reason: str
+    def __init__(self, agent: _Optional[str] = ..., failed: bool = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RankUp(_message.Message):
+    __slots__ = ("generation", "world_key", "rank", "world_size", "process", "base_seq", "ready")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WORLD_KEY_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    BASE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    world_key: str
+    rank: int
+    world_size: int
+    process: str
+    base_seq: int
+    ready: bool
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., world_key: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., process: _Optional[str] = ..., base_seq: _Optional[int] = ..., ready: bool = ...) -> None: ...
+
+class RankGone(_message.Message):
+    __slots__ = ("generation", "world_key", "rank", "process", "reason")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WORLD_KEY_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    world_key: str
+    rank: int
+    process: str
+    reason: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., world_key: _Optional[str] = ..., rank: _Optional[int] = ..., process: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RestoreAsk(_message.Message):
+    __slots__ = ("generation", "rank")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    rank: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
+
+class RestoreReport(_message.Message):
+    __slots__ = ("generation", "rank", "error", "corrupt")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    rank: int
+    error: str
+    corrupt: bool
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., rank: _Optional[int] = ..., error: _Optional[str] = ..., corrupt: bool = ...) -> None: ...
+
+class Sealed(_message.Message):
+    __slots__ = ("snapshot", "rank")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    snapshot: Snapshot
+    rank: int
+    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
+
+class Missed(_message.Message):
+    __slots__ = ("snapshot", "rank", "reason")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    snapshot: Snapshot
+    rank: int
+    reason: str
+    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., rank: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Uploaded(_message.Message):
+    __slots__ = ("attempt", "ranks", "part")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    attempt: Attempt
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    part: bytes
+    def __init__(self, attempt: _Optional[_Union[Attempt, _Mapping]] = ..., ranks: _Optional[_Iterable[int]] = ..., part: _Optional[bytes] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("generation", "rank")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    rank: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
+
+class KvSet(_message.Message):
+    __slots__ = ("generation", "key", "value")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    key: str
+    value: bytes
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class KvAdd(_message.Message):
+    __slots__ = ("id", "generation", "key", "total", "agent")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    generation: Generation
+    key: str
+    total: int
+    agent: str
+    def __init__(self, id: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., key: _Optional[str] = ..., total: _Optional[int] = ..., agent: _Optional[str] = ...) -> None: ...
+
+class KvGet(_message.Message):
+    __slots__ = ("id", "generation", "key")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    generation: Generation
+    key: str
+    def __init__(self, id: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., key: _Optional[str] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("epoch", "heartbeat_seconds", "lease_seconds", "genesis")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GENESIS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    heartbeat_seconds: float
+    lease_seconds: float
+    genesis: bytes
+    def __init__(self, epoch: _Optional[int] = ..., heartbeat_seconds: _Optional[float] = ..., lease_seconds: _Optional[float] = ..., genesis: _Optional[bytes] = ...) -> None: ...
+
+class Formed(_message.Message):
+    __slots__ = ("generation", "node_rank", "num_nodes", "world_size", "world_key")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NODE_RANK_FIELD_NUMBER: _ClassVar[int]
+    NUM_NODES_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WORLD_KEY_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    node_rank: int
+    num_nodes: int
+    world_size: int
+    world_key: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., node_rank: _Optional[int] = ..., num_nodes: _Optional[int] = ..., world_size: _Optional[int] = ..., world_key: _Optional[str] = ...) -> None: ...
+
+class Regroup(_message.Message):
+    __slots__ = ("generation", "reason")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    reason: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Complete(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class RestoreTarget(_message.Message):
+    __slots__ = ("generation", "seq_plus_one", "step", "manifest")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEQ_PLUS_ONE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    seq_plus_one: int
+    step: int
+    manifest: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., seq_plus_one: _Optional[int] = ..., step: _Optional[int] = ..., manifest: _Optional[str] = ...) -> None: ...
+
+class RestoreGo(_message.Message):
+    __slots__ = ("generation",)
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
+
+class RestoreFailed(_message.Message):
+    __slots__ = ("generation", "reason")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    reason: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Schedule(_message.Message):
+    __slots__ = ("generation", "first", "every")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    first: int
+    every: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., first: _Optional[int] = ..., every: _Optional[int] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("before",)
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    before: Snapshot
+    def __init__(self, before: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("attempt", "seq")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    attempt: Attempt
+    seq: int
+    def __init__(self, attempt: _Optional[_Union[Attempt, _Mapping]] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class Aborted(_message.Message):
+    __slots__ = ("attempt", "reason")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    attempt: Attempt
+    reason: str
+    def __init__(self, attempt: _Optional[_Union[Attempt, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class KvValue(_message.Message):
+    __slots__ = ("id", "value", "found")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    value: bytes
+    found: bool
+    def __init__(self, id: _Optional[int] = ..., value: _Optional[bytes] = ..., found: bool = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,230 @@
+"""Seeded random histories: nodes come, die, freeze and come back, coordinators restart, the store goes away.
+
+The nodes here follow the protocol; their luck doesn't. Checked all along: generations only go up, none is formed with a dead
+node or below min_nodes, nothing is committed of which a rank is missing. In the end, once all is well again: a generation runs
+(I12).
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ckptd.coordinator.convert import generation_of, to_generation
+from ckptd.model.ids import NO_GENERATION, Generation, Snapshot
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from tests.coordinator.harness import Bench, FakeNode
+
+MIN_NODES, MAX_NODES, NODES = 2, 3, 4
+
+
+class SimNode:
+    """A daemon with its agent and one worker, which survive streams and die together."""
+
+    def __init__(self, bench: Bench, name: str) -> None:
+        self.bench, self.link, self.alive, self.lives = bench, FakeNode(bench, name), False, 0
+        bench.nodes[name] = self.link
+        self.clear()
+
+    def clear(self) -> None:
+        self.place: tuple[Generation, int, int] | None = None
+        self.step, self.sealed, self.stored, self.ranks, self.read = 0, set(), set(), {}, 0
+        self.restored, self.base, self.target = False, 0, 0
+
+    def start(self) -> None:
+        self.clear()
+        self.alive, self.lives = True, self.lives + 1
+        self.link.incarnation = f"{self.link.name}-{self.lives}"
+        self.connect()
+
+    def die(self) -> None:
+        self.alive = False
+        if self.link.up:
+            self.link.disconnect()
+
+    def connect(self) -> None:
+        """Repeat all facts, as PROTOCOLS says."""
+        self.link.connect()
+        self.read = 0
+        if self.place is None:
+            self.link.join(MIN_NODES, MAX_NODES)
+        else:
+            self.facts()
+            self.link.beat(self.place[0], **{f"r{self.place[1]}": self.step})
+        for snapshot in sorted(self.sealed):
+            self.link.sealed(snapshot, self.ranks[snapshot])
+        for snapshot in sorted(self.stored):
+            self.link.uploaded(snapshot, self.ranks[snapshot])
+
+    def facts(self) -> None:
+        assert self.place is not None
+        generation, rank, size = self.place
+        self.link.member(generation, rank, size, 1, MIN_NODES, MAX_NODES)
+        self.link.rank_up(
+            generation, rank, size, process=f"{self.link.incarnation}-{generation}", ready=self.restored, base=self.base
+        )
+        self.link.say(restore_ask=pb.RestoreAsk(generation=to_generation(generation), rank=rank))
+
+    def rejoin(self) -> None:
+        self.place = None
+        if self.link.up:
+            self.link.join(MIN_NODES, MAX_NODES)
+
+    def react(self) -> bool:
+        """Handle one message; False when there is none."""
+        if not self.link.up or self.read >= len(self.link.heard):
+            return False
+        message = self.link.heard[self.read]
+        self.read += 1
+        match message.WhichOneof("body"):
+            case "formed":
+                generation = generation_of(message.formed.generation)
+                if self.place is None:
+                    self.place = (generation, message.formed.node_rank, message.formed.num_nodes)
+                    self.step, self.restored, self.base = 0, False, 0
+                    self.facts()
+            case "regroup" if self.place is not None and generation_of(message.regroup.generation) == self.place[0]:
+                self.rejoin()
+            case "restore_target" if self.place is not None:
+                generation, rank, _ = self.place
+                target = message.restore_target
+                if generation_of(target.generation) == generation and target.seq_plus_one and not self.restored:
+                    self.link.say(restore_report=pb.RestoreReport(generation=to_generation(generation), rank=rank))
+                    self.step, self.base = target.step, target.seq_plus_one
+            case "restore_go" if self.place is not None and generation_of(message.restore_go.generation) == self.place[0]:
+                self.restored = True
+            case "committed":
+                self.forget(message.committed.attempt)
+            case "aborted":
+                self.forget(message.aborted.attempt)
+        return True
+
+    def forget(self, attempt: pb.Attempt) -> None:
+        snapshot = Snapshot(generation_of(attempt.snapshot.generation), attempt.snapshot.step)
+        self.sealed.discard(snapshot)
+        self.stored.discard(snapshot)
+
+    def train(self, chance: random.Random) -> None:
+        if self.place is None or not self.restored or not self.link.up:
+            return
+        generation, rank, _ = self.place
+        self.step += 50
+        self.link.beat(generation, **{f"r{rank}": self.step})
+        if self.step % 100 == 0:
+            self.sealed.add(Snapshot(generation, self.step))
+            self.ranks[Snapshot(generation, self.step)] = rank
+            self.link.sealed(Snapshot(generation, self.step), rank)
+        waiting = sorted(snapshot for snapshot in self.sealed - self.stored if snapshot.generation == generation)
+        if waiting and chance.random() < 0.5:
+            self.stored.add(waiting[0])
+            self.link.uploaded(waiting[0], rank)
+
+
+class Simulation:
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.bench = Bench()
+        self.nodes = [SimNode(self.bench, name) for name in "abcd"[:NODES]]
+        self.highest = NO_GENERATION
+        self.worlds: dict[Generation, int] = {}
+        self.checked = 0
+
+    def event(self) -> None:
+        node, roll = self.chance.choice(self.nodes), self.chance.random()
+        if not node.alive:
+            if roll < 0.3:
+                node.start()
+        elif roll < 0.04:
+            node.die()
+        elif roll < 0.08 and node.link.up:
+            node.link.disconnect()
+        elif roll < 0.3 and not node.link.up:
+            node.connect()
+        elif roll < 0.34 and node.place is not None:
+            node.rejoin()  # its worker failed
+        elif roll < 0.36:
+            self.restart()
+        elif roll < 0.4:
+            self.bench.log.away = not self.bench.log.away
+        elif roll < 0.7:
+            self.bench.pass_time(self.chance.choice([0.5, 1, 3, 8]))
+        else:
+            for _ in range(4):
+                for other in self.nodes:
+                    other.train(self.chance)
+                self.drain()
+        self.drain()
+        self.check()
+
+    def restart(self) -> None:
+        self.bench.restart()
+        for node in self.nodes:
+            if node.alive and self.chance.random() < 0.8:
+                node.connect()
+
+    def drain(self) -> None:
+        self.bench.settle()
+        while sum(node.react() for node in self.nodes):
+            self.bench.settle()
+
+    def check(self) -> None:
+        world, now = self.bench.engine.state.world, self.bench.clock.now
+        if world is not None and world.id not in self.worlds:
+            assert world.id > self.highest
+            self.highest = world.id
+            self.worlds[world.id] = world.world_size
+            if world.id.epoch == self.bench.epoch:
+                assert MIN_NODES <= len(world.members) <= MAX_NODES
+                for name in world.members:
+                    state = self.bench.engine.state.nodes[name]
+                    assert now - state.last_heard_seconds < self.bench.options.lease_seconds + 8
+        for job in self.bench.log.commits[self.checked :]:
+            assert len(job.parts) == job.world_size == self.worlds[job.attempt.snapshot.generation]
+        self.checked = len(self.bench.log.commits)
+        steps = [(attempt.snapshot.generation, attempt.snapshot.step) for attempt in self.bench.log.committed]
+        assert steps == sorted(steps), "the log's order is that of generations and steps"
+
+    def heal(self) -> None:
+        self.bench.log.away = False
+        for node in self.nodes:
+            if not node.alive:
+                node.start()
+            elif not node.link.up:
+                node.connect()
+        self.drain()
+        before = len(self.bench.log.committed)
+        for _ in range(100):
+            self.bench.pass_time(2, tick=1)
+            self.drain()
+            if all(node.restored for node in self.nodes if node.place is not None and node.place[0] == self.bench.generation):
+                for node in self.nodes:
+                    node.train(self.chance)
+            self.drain()
+            self.check()
+        assert self.bench.running, self.bench.waits()
+        assert len(self.bench.engine.state.world.members) == MAX_NODES, self.bench.waits()
+        assert len(self.bench.log.committed) > before, self.bench.waits()
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_random_histories(block: int):
+    for seed in range(block * 4, block * 4 + 4):
+        simulation = Simulation(seed)
+        try:
+            for _ in range(300):
+                simulation.event()
+            simulation.heal()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def test_histories_do_commit_and_regroup():
+    """The simulation is worth something only if much happens in it."""
+    commits = worlds = 0
+    for seed in range(10):
+        simulation = Simulation(seed)
+        for _ in range(300):
+            simulation.event()
+        commits, worlds = commits + len(simulation.bench.log.committed), worlds + len(simulation.worlds)
+    assert commits > 10 and worlds > 20, (commits, worlds)

@@ -1,0 +1,259 @@
+"""Schedules, snapshots and restores, scenario by scenario (PROTOCOLS 2, 4 and 5)."""
+
+from __future__ import annotations
+
+from ckptd.coordinator.convert import to_generation, to_snapshot
+from ckptd.model.ids import NO_GENERATION, Attempt, Generation, Snapshot
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from tests.coordinator.harness import Bench, FakeNode
+
+G11, G12 = Generation(1, 1), Generation(1, 2)
+
+
+def regroup(bench: Bench, *nodes: FakeNode) -> Generation:
+    """All agents join again; their ranks come up not ready, and ask."""
+    for node in nodes:
+        node.join()
+    generation = bench.generation
+    for rank, node in enumerate(nodes):
+        node.member(generation, rank, len(nodes))
+        node.rank_up(generation, rank, len(nodes), process=f"{node.name}-{generation}", ready=False)
+        node.say(restore_ask=pb.RestoreAsk(generation=to_generation(generation), rank=rank))
+    return generation
+
+
+def report(node: FakeNode, generation: Generation, rank: int, error: str = "", corrupt: bool = False) -> None:
+    node.say(restore_report=pb.RestoreReport(generation=to_generation(generation), rank=rank, error=error, corrupt=corrupt))
+
+
+def test_schedule_is_announced_once_all_are_ready():
+    """A rank that doesn't know the schedule would miss its first step."""
+    bench = Bench()
+    a, b = bench.node("a"), bench.node("b")
+    a.join()
+    b.join()
+    a.member(G11, 0, 2)
+    b.member(G11, 1, 2)
+    a.rank_up(G11, 0, 2)
+    a.beat(G11, r0=99)
+    assert not a.told("schedule")
+    b.rank_up(G11, 1, 2)
+    assert [(s.first, s.every) for n in (a, b) for s in n.told("schedule")] == [(200, 100)] * 2, "99 + 2 is past 100"
+
+
+def test_commit_needs_every_rank():
+    """I2, and one thing for all ranks: nothing is committed of which a part is missing."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    snapshot = Snapshot(generation, 100)
+    a.sealed(snapshot, 0)
+    a.uploaded(snapshot, 0)
+    bench.pass_time(30)
+    assert not bench.log.committed and not bench.log.aborted
+    b.sealed(snapshot, 1)
+    assert not bench.log.committed
+    b.uploaded(snapshot, 1)
+    assert bench.log.commits[0].parts == (b"a", b"b") and bench.log.commits[0].world_size == 2
+    assert [c.seq for n in (a, b) for c in n.told("committed")] == [1, 1]
+
+
+def test_part_of_another_nodes_rank_is_refused():
+    """A node can't complete a snapshot on another's behalf."""
+    bench = Bench()
+    a, _, generation = bench.two()
+    a.uploaded(Snapshot(generation, 100), 0, 1)
+    assert not bench.log.committed
+
+
+def test_missed_aborts_everywhere_at_once():
+    """Ranks that skip on their own skip different steps, and nothing ever completes."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    snapshot = Snapshot(generation, 100)
+    a.sealed(snapshot, 0)
+    b.say(missed=pb.Missed(snapshot=to_snapshot(snapshot), rank=1, reason="no free slot"))
+    assert "no free slot" in bench.log.aborted[Attempt(snapshot, 0)]
+    assert a.told("aborted") and b.told("aborted")
+    b.sealed(snapshot, 1)
+    assert not bench.engine.state.snapshots, "what is settled stays settled"
+
+
+def test_release_waits_for_a_newer_complete_one_and_older_open_ones():
+    """The only complete snapshot is never overwritten."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    bench.log.away = True
+    first, second = Snapshot(generation, 100), Snapshot(generation, 200)
+    for snapshot in (first, second):
+        a.sealed(snapshot, 0)
+        b.sealed(snapshot, 1)
+    assert [r.before.step for r in a.told("release")] == [100]
+    for node, rank in ((a, 0), (b, 1)):
+        node.uploaded(first, rank)
+    assert [r.before.step for r in a.told("release")] == [100], "the commit of 100 waits for the store"
+    bench.log.away = False
+    bench.settle()
+    assert [r.before.step for r in a.told("release")] == [100, 200]
+
+
+def test_commits_keep_the_order_of_steps():
+    """The newest commit is the last in the log: an older one after it would be a step back."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    first, second = Snapshot(generation, 100), Snapshot(generation, 200)
+    for snapshot in (first, second):
+        a.sealed(snapshot, 0)
+        b.sealed(snapshot, 1)
+    a.uploaded(second, 0)
+    b.uploaded(second, 1)
+    assert bench.log.candidate()[0].step == 200
+    a.uploaded(first, 0)
+    b.uploaded(first, 1)
+    assert bench.log.candidate()[0].step == 200 and Attempt(first, 0) in bench.log.aborted
+
+
+def test_blind_member_pauses_snapshots():
+    """Nobody knows if its part will come; the slots are needed for the next one."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    a.sealed(Snapshot(generation, 100), 0)
+    b.disconnect()
+    for step in range(100, 110):
+        bench.pass_time(1)
+        a.beat(generation, r0=step)
+    assert "node b" in bench.log.aborted[Attempt(Snapshot(generation, 100), 0)] and bench.running
+
+
+def test_stale_generation_is_ignored():
+    """I10: a node that slept through a regrouping can at worst upload objects that nobody refers to."""
+    bench = Bench()
+    a, b, _ = bench.two()
+    a.join()
+    b.join()
+    assert bench.generation == G12
+    stale = Snapshot(G11, 100)
+    a.sealed(stale, 0)
+    a.uploaded(stale, 0)
+    b.uploaded(stale, 1)
+    assert not bench.log.committed and Attempt(stale, 0) in bench.log.aborted
+    b.finished(G11, 1)
+    assert not bench.engine.state.complete
+
+
+def test_late_uploads_of_a_broken_world_count_before_the_restore_is_named():
+    """A snapshot that is whole in memory is worth waiting for; the target is named after it (PROTOCOLS 4.4)."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    snapshot = Snapshot(generation, 100)
+    a.sealed(snapshot, 0)
+    b.sealed(snapshot, 1)
+    a.uploaded(snapshot, 0)
+    new = regroup(bench, a, b)
+    assert new == G12 and not a.told("restore_target")
+    b.uploaded(snapshot, 1)
+    assert [(t.seq_plus_one, t.step) for t in a.told("restore_target")] == [(2, 100)]
+
+
+def test_late_uploads_have_a_bound():
+    """An upload that hangs must not hold up the restart for ever."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    bench.commit(100, (a, 0), (b, 1))
+    a.sealed(Snapshot(generation, 200), 0)
+    b.sealed(Snapshot(generation, 200), 1)
+    regroup(bench, a, b)
+    bench.pass_time(19)
+    assert not a.told("restore_target")
+    bench.pass_time(2)
+    assert [t.step for t in a.told("restore_target")] == [100]
+
+
+def test_restore_goes_when_all_have_verified_and_the_schedule_comes_first():
+    """I5; and no rank passes the first scheduled step unaware."""
+    bench = Bench()
+    a, b, _ = bench.two()
+    bench.commit(100, (a, 0), (b, 1))
+    new = regroup(bench, a, b)
+    report(a, new, 0)
+    bench.pass_time(10)
+    assert not a.told("restore_go")
+    report(b, new, 1)
+    kinds = [message.WhichOneof("body") for message in a.heard]
+    assert kinds.index("schedule", kinds.index("restore_target")) < kinds.index("restore_go")
+    assert a.told("schedule")[-1].first == 200
+
+
+def test_nothing_to_restore_needs_no_reports():
+    """The first start of a job asks, too."""
+    bench = Bench()
+    a, b = bench.node("a"), bench.node("b")
+    regroup_first = [n.join() for n in (a, b)]
+    assert regroup_first and bench.generation == G11
+    for rank, node in enumerate((a, b)):
+        node.member(G11, rank, 2)
+        node.rank_up(G11, rank, 2, ready=False)
+        node.say(restore_ask=pb.RestoreAsk(generation=to_generation(G11), rank=rank))
+    assert [t.seq_plus_one for t in a.told("restore_target")] == [0]
+    assert a.told("restore_go") and b.told("restore_go") and a.told("schedule")
+
+
+def test_failed_restore_fails_all_and_corruption_is_put_aside():
+    """I5: an error to all; the next world is told the commit before."""
+    bench = Bench()
+    a, b, _ = bench.two()
+    bench.commit(100, (a, 0), (b, 1))
+    bench.commit(200, (a, 0), (b, 1))
+    new = regroup(bench, a, b)
+    report(a, new, 0)
+    report(b, new, 1, error="frame 3 does not match its digest", corrupt=True)
+    assert a.told("restore_failed") and b.told("restore_failed") and not a.told("restore_go")
+    assert bench.log.quarantined == {2} and a.told("regroup")
+    again = regroup(bench, a, b)
+    assert again == Generation(1, 3) and a.told("restore_target")[-1].step == 100
+
+
+def test_restore_has_a_bound():
+    """One rank that never reports must not keep the others for ever."""
+    bench = Bench()
+    a, b, _ = bench.two()
+    bench.commit(100, (a, 0), (b, 1))
+    new = regroup(bench, a, b)
+    report(a, new, 0)
+    bench.pass_time(59)
+    assert bench.running
+    bench.pass_time(2)
+    assert a.told("restore_failed")
+
+
+def test_world_that_did_not_restore_gets_no_schedule():
+    """I8: its snapshots would not descend from the last commit, and the next restart would lose one of the two lines."""
+    bench = Bench()
+    a = bench.node("a")
+    a.rank_up(NO_GENERATION, 0, 1, key="solo-1")
+    bench.commit(100, (a, 0))
+    a.finished(G11, 0)
+    a.rank_up(NO_GENERATION, 0, 1, key="solo-2", process="again")
+    a.beat(G12, r0=5)
+    assert "did not restore" in bench.engine.state.world.unscheduled
+    assert [s.generation.n for s in a.told("schedule")] == [1]
+    a.sealed(Snapshot(G12, 100), 0)
+    a.uploaded(Snapshot(G12, 100), 0)
+    assert "did not restore" in bench.log.aborted[Attempt(Snapshot(G12, 100), 0)]
+
+
+def test_restart_in_mid_training_keeps_the_schedule_going():
+    """An adopted world that restored commit 0 goes on to take snapshots, on the grid that it knew."""
+    bench = Bench()
+    a, b, _ = bench.two()
+    bench.commit(100, (a, 0), (b, 1))
+    bench.restart()
+    a, b = bench.node("a"), bench.node("b")
+    for rank, node in enumerate((a, b)):
+        node.member(G11, rank, 2)
+        node.rank_up(G11, rank, 2)
+    for rank, node in enumerate((a, b)):
+        assert not a.told("schedule"), "nobody knows yet how far they are"
+        node.beat(G11, **{f"r{rank}": 150})
+    assert a.told("schedule")[-1].first == 200 and bench.running
+    b.sealed(Snapshot(G11, 100), 1)
+    assert [c.seq for c in b.told("committed")] == [1], "who did not hear the outcome hears it now"
