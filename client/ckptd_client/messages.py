@@ -1,0 +1,441 @@
+"""The messages between a trainer or agent and its daemon (PROTOCOLS 2 and 5), and their msgpack form.
+
+A message is a frozen dataclass. On the wire it is ``[class name, {field: value}]``. Decoding checks every field's type against
+the annotation and bounds the total size; whatever doesn't fit is a ProtocolError. A request carries an ``id`` which its reply
+repeats; messages without an id are events.
+
+    trainer → daemon                         daemon → trainer
+    Hello(role=trainer) + pidfd              Welcome | Refused
+    Register(id)                             Registered(id) + arena descriptor | Failed(id)
+    Sealed, Missed                           Released, Durable, Aborted
+    RestoreAsk(id)                           RestoreInfo(id) | Failed(id)
+    RestoreRead(id)                          RestoreRing + ring descriptor, RestoreFrame…, RestoreEnd(id) | Failed(id)
+    RestoreCredit
+    RestoreReport(id)                        Ok(id) once every rank has reported its part verified | Failed(id)
+    Finished(id)                             Ok(id) | Failed(id)
+
+    agent → daemon                           daemon → agent
+    Hello(role=agent) + pidfd                Welcome | Refused
+    Join(id)                                 Formed(id) | Complete | Failed(id)
+    World (its place in a generation and the master address that it gave its workers)
+    KvSet(id), KvAdd(id), KvGet(id)          KvValue(id) | Failed(id)
+    Leave                                    Regroup, Complete
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass, fields
+from functools import cache
+
+import msgpack
+
+from ckptd_client.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+MESSAGE_BYTES = 64 << 20
+ROLES = ("trainer", "agent")
+
+# (epoch, n) of a generation; (0, 0) is none
+Gen = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One stored piece of a rank's state, in the order of the slot.
+
+    ``kind`` is "tensor" or "object" (typed msgpack; its length may change from save to save, up to ``capacity`` bytes).
+    ``scope`` is "global" or "rank". ``dtype`` is torch's name without "torch." ("object" for objects). ``shape`` is the whole
+    tensor's; ``offsets`` and ``sizes`` are the region that this rank stores. ``slot_offset`` is in bytes from the slot's start.
+    """
+
+    fqn: str
+    kind: str
+    scope: str
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    slot_offset: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A region of a stored tensor that a rank wants, row-major, ``rank`` = -1 for global scope."""
+
+    fqn: str
+    rank: int
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """``count`` bytes at ``frame_offset`` of a delivered frame belong at ``want_offset`` of want number ``want``."""
+
+    frame_offset: int
+    want: int
+    want_offset: int
+    count: int
+
+
+# ---- both roles
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message. A trainer names its place in its world; ``world_key`` is "ADDR:PORT" of its master, unique when alone.
+
+    After a reconnect ``generation`` is the one that the trainer was told, else (0, 0), and ``base_seq`` is 1 + the log number
+    of the commit that it restored from, 0 when it restored none.
+    """
+
+    protocol: int
+    role: str
+    job: str
+    rank: int
+    world_size: int
+    local_rank: int
+    world_key: str
+    generation: Gen
+    base_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The daemon's answer: its node id and its incarnation."""
+
+    protocol: int
+    node: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The daemon won't talk; ``code`` is "version", "job" or "protocol"."""
+
+    protocol: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """A request succeeded."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request failed; ``code`` is the error class's name in `errors`."""
+
+    id: int
+    code: str
+    message: str
+
+
+# ---- trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Ask for an arena of ``slots`` slots of ``slot_bytes`` bytes for this layout; replaces this rank's earlier one."""
+
+    id: int
+    slots: int
+    slot_bytes: int
+    items: list[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The arena is there, reserved and faulted in; one descriptor comes along. ``layout`` numbers the registration."""
+
+    id: int
+    layout: int
+    arena_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Slot ``slot`` holds the whole state after ``step`` steps; ``lengths``: bytes of each object item, in item order."""
+
+    layout: int
+    slot: int
+    step: int
+    lengths: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """This rank can't take part in the snapshot of ``step``."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Slot ``slot`` is free again."""
+
+    layout: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """The snapshot of ``step`` is committed, as record ``seq``."""
+
+    step: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The snapshot of ``step`` was given up."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreAsk:
+    """What should this world restore?"""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreInfo:
+    """The one checkpoint for all ranks; ``seq`` is -1 and ``step`` 0 when there is none.
+
+    ``objects`` maps FQN to typed msgpack: those of global scope, and those of this rank's number when it had one.
+    ``tensors`` lists (fqn, rank or -1, dtype, shape).
+    """
+
+    id: int
+    generation: Gen
+    seq: int
+    step: int
+    world_size: int
+    objects: dict[str, bytes]
+    rank_objects: dict[str, bytes]
+    tensors: list[tuple[str, int, str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRead:
+    """Deliver these regions through a ring of frame buffers."""
+
+    id: int
+    wants: list[Want]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRing:
+    """The ring: ``buffers`` buffers of ``buffer_bytes`` each; its descriptor comes along."""
+
+    buffers: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFrame:
+    """Buffer ``buffer`` holds a verified frame; carry out ``copies``, then give the buffer back."""
+
+    buffer: int
+    copies: list[Copy]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCredit:
+    """Buffer ``buffer`` may be filled again."""
+
+    buffer: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreEnd:
+    """Every byte of every want was delivered."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """This rank has its part (or not: ``error``, empty when it has)."""
+
+    id: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """This rank has done all its work, and wants no successor world."""
+
+    id: int
+
+
+# ---- agent
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """This node's agent offers ``local_world_size`` workers to the next generation."""
+
+    id: int
+    local_world_size: int
+    min_nodes: int
+    max_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """The generation that this agent is part of."""
+
+    id: int
+    generation: Gen
+    node_rank: int
+    num_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The agent is part of ``generation``, and tells its workers this master address. Sent again after a reconnect."""
+
+    generation: Gen
+    node_rank: int
+    num_nodes: int
+    local_world_size: int
+    min_nodes: int
+    max_nodes: int
+    world_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """Stop the workers of ``generation`` and join again."""
+
+    generation: Gen
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The job is done: exit 0, form no world again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The agent ends; ``failed`` says whether its workers failed for good."""
+
+    failed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KvSet:
+    """Write into the key-value space of a generation."""
+
+    id: int
+    generation: Gen
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KvAdd:
+    """Add to a counter of a generation; the reply has the sum in decimal."""
+
+    id: int
+    generation: Gen
+    key: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvGet:
+    """Wait for a key of a generation. The client gives up by itself; a late reply is dropped."""
+
+    id: int
+    generation: Gen
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class KvValue:
+    """The value, or the sum."""
+
+    id: int
+    value: bytes
+
+
+Message = (
+    Hello | Welcome | Refused | Ok | Failed | Register | Registered | Sealed | Missed | Released | Durable | Aborted
+    | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrame | RestoreCredit | RestoreEnd | RestoreReport
+    | Finished | Join | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
+)  # fmt: skip
+
+_TYPES: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Message)}
+
+
+def encode(message: Message) -> bytes:
+    """The wire form, without its length. Raises ProtocolError when it is over MESSAGE_BYTES."""
+    body: bytes = msgpack.packb([type(message).__name__, _plain(message)], use_bin_type=True)
+    if len(body) > MESSAGE_BYTES:
+        raise ProtocolError(f"a {type(message).__name__} of {len(body)} bytes is over the limit of {MESSAGE_BYTES}")
+    return body
+
+
+def decode(body: bytes | bytearray | memoryview) -> Message:
+    """Read one message; raises ProtocolError."""
+    try:
+        value = msgpack.unpackb(body, raw=False, strict_map_key=False)
+        name, content = value
+        kind = _TYPES[name]
+    except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not a ckptd message: {type(error).__name__}") from error
+    built: Message = _build(kind, content)
+    return built
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+@cache
+def _hints(kind: type) -> dict[str, typing.Any]:
+    return typing.get_type_hints(kind)
+
+
+def _build(kind: typing.Any, value: typing.Any) -> typing.Any:
+    """``value`` as the annotation ``kind`` says; the shapes used above are all it knows."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and isinstance(value, list):
+        return [_build(args[0], part) for part in value]
+    if origin is tuple and isinstance(value, list):
+        if len(args) == 2 and args[1] is ...:
+            return tuple(_build(args[0], part) for part in value)
+        if len(args) == len(value):
+            return tuple(_build(arg, part) for arg, part in zip(args, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {_build(args[0], key): _build(args[1], part) for key, part in value.items()}
+    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias):
+        if hasattr(kind, "__dataclass_fields__") and isinstance(value, dict):
+            hints = _hints(kind)
+            if value.keys() == hints.keys():
+                return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in fields(kind)})
+        elif type(value) is kind:
+            return value
+    raise ProtocolError(f"a field of a ckptd message is no {kind}: {str(value)[:80]!r}")

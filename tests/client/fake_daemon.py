@@ -1,0 +1,268 @@
+"""A daemon for the client's tests: the real wire protocol on a real socket, snapshots in a dict, no store, no coordinator.
+
+Ranks of a world ask, report and seal; whatever needs all of them waits here as it does in the real one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import queue
+import socket
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ckptd_client import messages as m
+from ckptd_client.arena import Arena, Schedule, arena_bytes
+from ckptd_client.errors import DaemonUnavailableError
+from ckptd_client.wire import Connection
+
+BUFFERS, BUFFER_BYTES = 2, 1000
+
+
+@dataclass
+class Checkpoint:
+    """One committed snapshot."""
+
+    step: int
+    seq: int
+    world_size: int
+    objects: dict[str, bytes] = field(default_factory=dict)
+    rank_objects: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    pieces: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], bytes]]] = field(default_factory=dict)
+
+
+class Trainer:
+    """One connected rank."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.hello: m.Hello
+        self.items: list[m.Item] = []
+        self.arena: Arena | None = None
+        self.layout = 0
+        self.credits: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.sealed: dict[int, m.Sealed] = {}
+        self.held: list[int] = []
+        self.ask = self.report = self.report_error = None
+
+
+class FakeDaemon:
+    """Serves one job. ``schedule`` is (first, every)."""
+
+    def __init__(self, path: Path, schedule: tuple[int, int] = (0, 0), version: int = m.PROTOCOL_VERSION) -> None:
+        self.path, self.schedule, self.version = path, schedule, version
+        self.checkpoints: list[Checkpoint] = []
+        self.generation = (1, 0)
+        self.trainers: list[Trainer] = []
+        self.hellos: list[m.Hello] = []
+        self.pidfds = 0
+        self.finished: list[int] = []
+        self.missed: list[m.Missed] = []
+        self.reports: list[str] = []
+        self.registrations = 0
+        self.keep_slots = self.keep_open = False
+        self.itemsize: dict[str, int] = {}
+        self._lock = threading.RLock()
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(16)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stop(self) -> None:
+        """Die as a killed daemon does: every connection ends."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+        for trainer in self.trainers:
+            trainer.connection.close()
+
+    def announce(self, first: int, every: int) -> None:
+        """Publish a schedule in all arenas."""
+        self.schedule = (first, every)
+        for trainer in self.trainers:
+            if trainer.arena is not None:
+                trainer.arena.write_schedule(Schedule(self.generation, first, every))
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            trainer = Trainer(Connection(sock))
+            threading.Thread(target=self._serve, args=(trainer,), daemon=True).start()
+
+    def _serve(self, trainer: Trainer) -> None:
+        try:
+            hello, fds = trainer.connection.receive()
+            self.pidfds += len(fds)
+            for fd in fds:
+                os.close(fd)
+            assert isinstance(hello, m.Hello)
+            self.hellos.append(hello)
+            if self.version != hello.protocol:
+                trainer.connection.send(m.Refused(self.version, "version", "too old"))
+                return
+            trainer.hello = hello
+            with self._lock:
+                self.trainers.append(trainer)
+            trainer.connection.send(m.Welcome(self.version, "node", "incarnation"))
+            while True:
+                message, _ = trainer.connection.receive()
+                with self._lock:
+                    self._handle(trainer, message)
+        except DaemonUnavailableError:
+            pass
+        finally:
+            with self._lock:
+                if trainer in self.trainers:
+                    self.trainers.remove(trainer)
+            trainer.connection.close()
+
+    def _handle(self, trainer: Trainer, message: m.Message) -> None:
+        if isinstance(message, m.Register):
+            self._register(trainer, message)
+        elif isinstance(message, m.RestoreAsk):
+            trainer.ask = message
+            self._all_asked(trainer)
+        elif isinstance(message, m.RestoreRead):
+            threading.Thread(target=self._deliver, args=(trainer, message, self.checkpoints[-1]), daemon=True).start()
+        elif isinstance(message, m.RestoreCredit):
+            trainer.credits.put(message.buffer)
+        elif isinstance(message, m.RestoreReport):
+            trainer.report, trainer.report_error = message, message.error
+            self._all_reported(trainer)
+        elif isinstance(message, m.Sealed):
+            trainer.sealed[message.step] = message
+            self._all_sealed(message.step)
+        elif isinstance(message, m.Missed):
+            self.missed.append(message)
+            self._abort(message)
+        elif isinstance(message, m.Finished):
+            self.finished.append(trainer.hello.rank)
+            trainer.connection.send(m.Ok(message.id))
+
+    def _register(self, trainer: Trainer, message: m.Register) -> None:
+        fd, name = tempfile.mkstemp(dir="/dev/shm")
+        os.unlink(name)
+        os.posix_fallocate(fd, 0, arena_bytes(message.slots, message.slot_bytes))
+        trainer.arena = Arena(fd, message.slots, message.slot_bytes)
+        trainer.arena.write_header()
+        trainer.items, trainer.held, trainer.sealed = message.items, [], {}
+        self.registrations += 1
+        trainer.layout = self.registrations
+        trainer.arena.write_schedule(Schedule(self.generation, *self.schedule))
+        size = arena_bytes(message.slots, message.slot_bytes)
+        trainer.connection.send(m.Registered(message.id, trainer.layout, size), (fd,))
+        os.close(fd)
+
+    def _world(self, trainer: Trainer) -> list[Trainer]:
+        return [t for t in self.trainers if t.hello.world_key == trainer.hello.world_key]
+
+    def _all_asked(self, trainer: Trainer) -> None:
+        world = self._world(trainer)
+        if len(world) < trainer.hello.world_size or any(t.ask is None for t in world):
+            return
+        self.generation = (1, self.generation[1] + 1)
+        last = self.checkpoints[-1] if self.checkpoints else None
+        for t in world:
+            number, t.ask, t.report = t.ask.id, None, None
+            if last is None:
+                t.connection.send(m.RestoreInfo(number, self.generation, -1, 0, 0, {}, {}, []))
+                continue
+            tensors = [(fqn, -1, dtype, shape) for fqn, (dtype, shape) in last.tensors.items()]
+            ranked = last.rank_objects.get(t.hello.rank, {})
+            t.connection.send(
+                m.RestoreInfo(number, self.generation, last.seq, last.step, last.world_size, last.objects, ranked, tensors)
+            )
+
+    def _all_reported(self, trainer: Trainer) -> None:
+        world = self._world(trainer)
+        self.reports.append(trainer.report_error)
+        if trainer.report_error:
+            for t in world:
+                if t.report is not None:
+                    t.connection.send(m.Failed(t.report.id, "RestoreError", trainer.report_error))
+        elif len(world) == trainer.hello.world_size and all(t.report is not None for t in world):
+            for t in world:
+                t.connection.send(m.Ok(t.report.id))
+
+    def _abort(self, missed: m.Missed) -> None:
+        for t in self.trainers:
+            if (sealed := t.sealed.pop(missed.step, None)) is not None:
+                t.connection.send(m.Released(sealed.layout, sealed.slot))
+                t.connection.send(m.Aborted(missed.step, missed.reason))
+
+    def _all_sealed(self, step: int) -> None:
+        holders = [t for t in self.trainers if step in t.sealed]
+        if not holders or len(holders) < holders[0].hello.world_size:
+            return
+        if self.keep_open:
+            return
+        checkpoint = Checkpoint(step, len(self.checkpoints) + 10, holders[0].hello.world_size)
+        for t in holders:
+            sealed = t.sealed.pop(step)
+            self._absorb(checkpoint, t, sealed)
+            t.held.append(sealed.slot)
+        self.checkpoints.append(checkpoint)
+        for t in holders:
+            while len(t.held) > 1 and not self.keep_slots:
+                t.connection.send(m.Released(t.layout, t.held.pop(0)))
+            t.connection.send(m.Durable(step, checkpoint.seq))
+
+    def _absorb(self, into: Checkpoint, trainer: Trainer, sealed: m.Sealed) -> None:
+        place, lengths = trainer.arena.slot(sealed.slot), iter(sealed.lengths)
+        for item in trainer.items:
+            assert item.slot_offset % 64 == 0 and item.slot_offset + item.capacity <= trainer.arena.slot_bytes
+            if item.kind == "object":
+                body = bytes(place[item.slot_offset : item.slot_offset + next(lengths)])
+                ranked = into.rank_objects.setdefault(trainer.hello.rank, {}) if item.scope == "rank" else into.objects
+                assert item.fqn not in ranked
+                ranked[item.fqn] = body
+                continue
+            assert into.tensors.setdefault(item.fqn, (item.dtype, item.shape)) == (item.dtype, item.shape)
+            body = bytes(place[item.slot_offset : item.slot_offset + item.capacity])
+            into.pieces.setdefault(item.fqn, []).append((item.offsets, item.sizes, body))
+        assert next(lengths, None) is None
+
+    def _whole(self, checkpoint: Checkpoint, fqn: str) -> np.ndarray:
+        """The tensor as an array of opaque elements; every element must have come exactly once (I9)."""
+        _, shape = checkpoint.tensors[fqn]
+        pieces = checkpoint.pieces[fqn]
+        count = sum(int(np.prod(sizes)) for _, sizes, _ in pieces)
+        assert count == int(np.prod(shape)), f"{fqn} has {count} of {shape}"
+        width = sum(len(body) for _, _, body in pieces) // count
+        whole = np.zeros(shape, dtype=f"V{width}")
+        seen = np.zeros(shape, dtype=int)
+        for offsets, sizes, body in pieces:
+            cut = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
+            whole[cut] = np.frombuffer(body, f"V{width}").reshape(sizes)
+            seen[cut] += 1
+        assert (seen == 1).all(), fqn
+        return whole
+
+    def _deliver(self, trainer: Trainer, read: m.RestoreRead, checkpoint: Checkpoint) -> None:
+        fd, name = tempfile.mkstemp(dir="/dev/shm")
+        os.unlink(name)
+        os.posix_fallocate(fd, 0, BUFFERS * BUFFER_BYTES)
+        ring = mmap.mmap(fd, BUFFERS * BUFFER_BYTES)
+        trainer.connection.send(m.RestoreRing(BUFFERS, BUFFER_BYTES), (fd,))
+        os.close(fd)
+        for buffer in range(BUFFERS):
+            trainer.credits.put(buffer)
+        for number, want in enumerate(read.wants):
+            cut = tuple(slice(o, o + s) for o, s in zip(want.offsets, want.sizes, strict=True))
+            body = self._whole(checkpoint, want.fqn)[cut].tobytes()
+            for at in range(0, len(body), BUFFER_BYTES):
+                buffer = trainer.credits.get(timeout=20)
+                piece = body[at : at + BUFFER_BYTES]
+                ring[buffer * BUFFER_BYTES : buffer * BUFFER_BYTES + len(piece)] = piece
+                trainer.connection.send(m.RestoreFrame(buffer, [m.Copy(0, number, at, len(piece))]))
+        trainer.connection.send(m.RestoreEnd(read.id))
