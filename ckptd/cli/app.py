@@ -1,0 +1,44 @@
+"""The `ckptd` command. Exit codes: 0 done, 1 it failed, 2 bad usage or settings, 3 the job id is in use."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ckptd.cli.coordinator import coordinator
+from ckptd.cli.daemon import daemon
+from ckptd.cli.demo import demo
+from ckptd.cli.ls import ls
+from ckptd.cli.run import run
+from ckptd.errors import CkptdError, ConfigError, JobInUseError, StoreConfigError, UnsafeStoreError
+
+app = typer.Typer(
+    name="ckptd",
+    help="Fault-tolerant checkpointing and elastic recovery for PyTorch training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(daemon)
+app.command()(coordinator)
+app.command()(ls)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(run)
+app.command()(demo)
+
+
+def main() -> None:
+    """Run a verb; an error of ours is one line on stderr and an exit code, never a traceback."""
+    try:
+        app()
+    except JobInUseError as error:
+        _end(error, 3)
+    except (ConfigError, StoreConfigError, UnsafeStoreError) as error:
+        _end(error, 2)
+    except CkptdError as error:
+        _end(error, 1)
+
+
+def _end(error: CkptdError, code: int) -> None:
+    print(f"ckptd: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,47 @@
+"""`ckptd ls`: the checkpoints of a job, read from the commit log and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+from rich.table import Table
+
+from ckptd.cli.options import ConfigFile, JobId, StoreUrl, reading_store
+from ckptd.commit.catalog import CatalogEntry, catalog
+from ckptd.commit.log import CommitLog
+from ckptd.config import load_settings
+from ckptd.errors import NotFoundError
+from ckptd.model.keys import manifest_key
+from ckptd.model.manifest import Manifest, decode_manifest
+from ckptd.store.base import Store
+
+
+def ls(job: JobId, store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """List the committed checkpoints of a job, oldest first."""
+    settings = load_settings(config, {"store": {"url": store}})
+    entries = asyncio.run(_read(reading_store(settings), job))
+    table = Table("seq", "step", "generation", "ranks", "raw MB", "stored MB", "status", title=f"checkpoints of job {job}")
+    for entry, manifest in entries:
+        size = ("?", "?", "?") if manifest is None else _sizes(manifest)
+        table.add_row(
+            str(entry.seq), str(entry.step), str(entry.generation), *size, entry.status + (", newest" if entry.newest else "")
+        )
+    Console().print(table if entries else f"job {job} has no committed checkpoint")
+
+
+def _sizes(manifest: Manifest) -> tuple[str, str, str]:
+    return str(manifest.world_size), f"{manifest.raw_bytes / 1e6:.1f}", f"{manifest.stored_bytes / 1e6:.1f}"
+
+
+async def _read(store: Store, job: str) -> list[tuple[CatalogEntry, Manifest | None]]:
+    state = await CommitLog(store, job).load()
+    return [(entry, await _manifest(store, job, entry)) for entry in catalog(state)]
+
+
+async def _manifest(store: Store, job: str, entry: CatalogEntry) -> Manifest | None:
+    """The manifest; None when it was collected after its commit was retired."""
+    try:
+        return decode_manifest(await store.get(manifest_key(job, entry.manifest)))
+    except NotFoundError:
+        return None

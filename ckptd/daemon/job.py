@@ -1,0 +1,190 @@
+"""One job on this node: its agent, its ranks, its snapshots, and the line to its coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import structlog
+
+from ckptd.daemon.agent import Agent
+from ckptd.daemon.arenas import HostedArena
+from ckptd.daemon.link import Link
+from ckptd.daemon.node import Node
+from ckptd.daemon.peer import Peer
+from ckptd.daemon.ranks import RankRecord, Ranks, from_pb, snapshot_from_pb, to_pb
+from ckptd.daemon.restores import Restores
+from ckptd.daemon.snapshots import Snapshots
+from ckptd.daemon.trainer import Trainer
+from ckptd.model.ids import Generation
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd_client import messages as m
+from ckptd_client.arena import Schedule
+
+_log = structlog.get_logger(__name__)
+
+
+class Job:
+    """Routes between the trainers and the agent on one side and the coordinator on the other."""
+
+    def __init__(self, name: str, node: Node) -> None:
+        self.name = name
+        self.node = node
+        self.schedule: Schedule | None = None
+        self.restores = Restores(name, node)
+        self._link = Link(name, node, self._facts, self._heartbeat, self._from_coordinator)
+        self.send = self._link.send
+        self.snapshots = Snapshots(name, node, self.send)
+        self._ranks = Ranks()
+        self._trainers: dict[int, Trainer] = {}
+        self._agent: Agent | None = None
+        self._complete: str | None = None
+        self._regroup: m.Regroup | None = None
+        self._arena_lock = asyncio.Lock()
+        self._running = asyncio.create_task(self._link.run())
+
+    # ---- from this node
+
+    async def trainer(self, peer: Peer, hello: m.Hello) -> None:
+        """Serve one trainer until it is gone."""
+        record = RankRecord(
+            hello.world_key,
+            hello.rank,
+            hello.world_size,
+            peer.process,
+            Generation(*hello.generation),
+            hello.base_seq,
+            hello.generation != (0, 0),
+        )
+        self._ranks.add(record)
+        trainer = Trainer(self, peer, record)
+        self._trainers[id(trainer)] = trainer
+        self.send(record.up())
+        await trainer.run()
+        del self._trainers[id(trainer)]
+        self.snapshots.trainer_gone(record.generation)
+        await peer.exited.wait()
+        if self._ranks.by_place.get((record.world_key, record.rank)) is record:
+            record.gone = "the trainer's process ended"
+            self.send(list(record.facts())[-1])
+
+    async def agent(self, peer: Peer, generation: m.Gen) -> None:
+        """Serve the agent until it is gone. ``generation`` is the one that it says to be part of."""
+        if self._agent is not None and not self._agent.peer.exited.is_set() and self._agent.peer.process != peer.process:
+            reason = "another agent of this job is running on this node; stop it first"
+            peer.send(m.Refused(m.PROTOCOL_VERSION, "job", reason))
+            peer.close()
+            return
+        agent = self._agent = Agent(self, peer)
+        if self._regroup is not None and self._regroup.generation == generation:
+            peer.send(self._regroup)  # it may have been told while it was away
+        if self._complete is not None:
+            peer.send(m.Complete(self._complete))
+        await agent.run()
+        await peer.exited.wait()
+        if self._agent is agent:
+            agent.join = agent.world = None
+            self.send(agent.gone())
+
+    def bind(self, world_key: str, generation: Generation) -> None:
+        """A world's key belongs to a generation: its trainers are part of it from now on."""
+        concerned = self._ranks.bind(world_key, generation)
+        for trainer in self._trainers.values():
+            if trainer.record in concerned:
+                trainer.place()
+                self.send(trainer.record.up())
+
+    def bind_agent(self, world_key: str, generation: Generation) -> None:
+        """As `bind`, for the world that the agent starts next: each of its worlds has a key of its own."""
+        self._ranks.agent_world = (world_key, generation)
+        self.bind(world_key, generation)
+
+    def local_ranks(self, generation: Generation) -> int:
+        """How many ranks of a generation run on this node."""
+        if self._agent is not None and self._agent.world is not None and self._agent.generation == generation:
+            return self._agent.world.local_world_size
+        return len(self._ranks.of(generation))
+
+    async def make_arena(self, slots: int, slot_bytes: int) -> HostedArena:
+        """One at a time: the sum of all arenas is bounded. Raises ResourceError."""
+        async with self._arena_lock:
+            return await asyncio.to_thread(self.node.arenas.create, slots, slot_bytes)
+
+    async def close(self, drain_seconds: float) -> None:
+        """Finish uploads, say goodbye."""
+        await self.snapshots.drain(drain_seconds)
+        self._link.close()
+        await asyncio.wait([self._running], timeout=self.node.settings.daemon.connect_seconds)
+
+    # ---- to and from the coordinator
+
+    def _facts(self) -> Iterator[pb.FromNode]:
+        if self._agent is not None:
+            yield from self._agent.facts()
+            if self._agent.peer.exited.is_set():
+                yield self._agent.gone()
+        yield from self._ranks.facts()
+        yield from self.snapshots.facts()
+
+    def _heartbeat(self) -> pb.FromNode:
+        ranks = [
+            pb.RankStatus(
+                generation=to_pb(trainer.record.generation),
+                rank=trainer.record.rank,
+                step=trainer.step,
+                free_slots=trainer.free_slots,
+            )
+            for trainer in self._trainers.values()
+            if trainer.record.generation
+        ]
+        return pb.FromNode(heartbeat=pb.Heartbeat(ranks=ranks))
+
+    async def _from_coordinator(self, message: pb.ToNode) -> None:
+        match message.WhichOneof("body"):
+            case "formed":
+                self._formed(message.formed)
+            case "regroup":
+                generation = from_pb(message.regroup.generation)
+                self._regroup = m.Regroup((generation.epoch, generation.n), message.regroup.reason)
+                self._to_agent(self._regroup)
+            case "complete":
+                self._complete = message.complete.reason
+                self._to_agent(m.Complete(message.complete.reason))
+            case "restore_target":
+                await self.restores.targeted(message.restore_target)
+            case "restore_go":
+                await self.restores.ended(from_pb(message.restore_go.generation), "")
+            case "restore_failed":
+                await self.restores.ended(
+                    from_pb(message.restore_failed.generation), message.restore_failed.reason or "no reason"
+                )
+            case "schedule":
+                self._scheduled(message.schedule)
+            case "release":
+                self.snapshots.release_before(snapshot_from_pb(message.release.before))
+            case "committed":
+                self.snapshots.committed(message.committed)
+            case "aborted":
+                self.snapshots.aborted(message.aborted)
+            case "kv_value":
+                if self._agent is not None:
+                    self._agent.kv_value(message.kv_value)
+            case other:
+                _log.warning("unknown_message", job=self.name, body=other)
+
+    def _formed(self, message: pb.Formed) -> None:
+        generation = from_pb(message.generation)
+        _log.info("formed", job=self.name, generation=str(generation), node_rank=message.node_rank, nodes=message.num_nodes)
+        if message.world_key:
+            self.bind(message.world_key, generation)
+        elif self._agent is not None:
+            self._agent.formed(message)
+
+    def _to_agent(self, message: m.Message) -> None:
+        if self._agent is not None:
+            self._agent.peer.send(message)
+
+    def _scheduled(self, message: pb.Schedule) -> None:
+        self.schedule = Schedule((message.generation.epoch, message.generation.n), message.first, message.every)
+        for trainer in self._trainers.values():
+            trainer.write_schedule()

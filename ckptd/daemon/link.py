@@ -1,0 +1,153 @@
+"""The stream to one job's coordinator: found, kept, and made anew whenever it breaks.
+
+Nothing is queued while it is down; after each connect all facts are said again (ranks.py says why).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import grpc
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from ckptd.commit.leader import read_hint
+from ckptd.daemon.node import Node
+from ckptd.errors import CkptdError, ConfigError, NotFoundError, UnavailableError
+from ckptd.model.keys import log_key
+from ckptd.model.records import digest
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd.rpc.v1.coordinator_pb2_grpc import CoordinatorStub
+from ckptd_client.messages import PROTOCOL_VERSION
+
+_log = structlog.get_logger(__name__)
+_QUEUE = 4096
+_MESSAGE_BYTES = 64 << 20
+_BACKOFF_SECONDS = 2.0
+
+
+class Link:
+    """Runs until closed. `send` drops what it can't send: the next connect repeats what still holds."""
+
+    def __init__(
+        self,
+        job: str,
+        node: Node,
+        facts: Callable[[], Iterator[pb.FromNode]],
+        heartbeat: Callable[[], pb.FromNode],
+        handle: Callable[[pb.ToNode], Awaitable[None]],
+    ) -> None:
+        self._job = job
+        self._node = node
+        self._facts = facts
+        self._heartbeat = heartbeat
+        self._handle = handle
+        self._queue: asyncio.Queue[pb.FromNode | None] | None = None
+        self._closing = asyncio.Event()
+        self._said = ""
+
+    def send(self, message: pb.FromNode) -> None:
+        """Send now, or never."""
+        if self._queue is None:
+            return
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull:
+            self._queue = None  # too slow to be of use: the stream ends, and the next one begins with the facts
+
+    def close(self) -> None:
+        """End the stream with a goodbye, and don't make another."""
+        self.send(pb.FromNode(goodbye=pb.Goodbye(reason="the daemon was told to stop")))
+        self._closing.set()
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait(None)
+
+    async def run(self) -> None:
+        """Keep a stream to whoever is the coordinator now."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((CkptdError, grpc.RpcError, OSError)),
+            wait=wait_random_exponential(multiplier=0.1, max=_BACKOFF_SECONDS),
+            before_sleep=self._say,
+        )
+        while not self._closing.is_set():
+            await retrying(self._connect_once)
+
+    def _say(self, attempt: RetryCallState) -> None:
+        error = attempt.outcome.exception() if attempt.outcome is not None else None
+        text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        if text != self._said:
+            self._said = str(text)
+            _log.warning("no_coordinator", job=self._job, node=self._node.name, reason=self._said)
+
+    async def _connect_once(self) -> None:
+        """One stream's life. Returns when it is over after it was up; raises when it never came up."""
+        if self._closing.is_set():
+            return
+        settings = self._node.settings.daemon
+        hint = None if settings.coordinator else await read_hint(self._node.store, self._job)
+        address = settings.coordinator or (hint.address if hint is not None else None)
+        if address is None:
+            raise UnavailableError(f"no coordinator has announced itself; start `ckptd coordinator --job {self._job}`")
+        options = [("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.max_send_message_length", _MESSAGE_BYTES)]
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            async with asyncio.timeout(settings.connect_seconds):
+                await channel.channel_ready()
+            await self._converse(CoordinatorStub(channel), address)
+
+    async def _converse(self, stub: CoordinatorStub, address: str) -> None:
+        queue: asyncio.Queue[pb.FromNode | None] = asyncio.Queue(_QUEUE)
+        queue.put_nowait(
+            pb.FromNode(
+                hello=pb.NodeHello(
+                    protocol=PROTOCOL_VERSION, job=self._job, node=self._node.name, incarnation=self._node.incarnation
+                )
+            )
+        )
+        metadata = [("authorization", f"Bearer {self._node.token}")] if self._node.token else None
+        stream = stub.Attach(self._outgoing(queue), metadata=metadata)
+        beating: asyncio.Task[None] | None = None
+        try:
+            async for message in stream:
+                kind = message.WhichOneof("body")
+                if kind == "welcome":
+                    await self._check_store(message.welcome)
+                    _log.info("coordinator", job=self._job, address=address, epoch=message.welcome.epoch)
+                    self._said = ""
+                    for fact in self._facts():
+                        await queue.put(fact)
+                    self._queue = queue
+                    beating = asyncio.create_task(self._beat(queue, message.welcome.heartbeat_seconds))
+                elif kind == "refused":
+                    raise ConfigError(f"the coordinator at {address} refuses this daemon: {message.refused.message}")
+                else:
+                    await self._handle(message)
+        finally:
+            self._queue = None
+            if beating is not None:
+                beating.cancel()
+            stream.cancel()
+
+    async def _outgoing(self, queue: asyncio.Queue[pb.FromNode | None]) -> AsyncIterator[pb.FromNode]:
+        while (message := await queue.get()) is not None:
+            yield message
+
+    async def _beat(self, queue: asyncio.Queue[pb.FromNode | None], seconds: float) -> None:
+        while self._queue is queue:
+            self.send(self._heartbeat())
+            await asyncio.sleep(seconds)
+
+    async def _check_store(self, welcome: pb.Welcome) -> None:
+        """Both must look at the same log, or nothing that this daemon uploads would ever be found."""
+        try:
+            mine = digest(await self._node.store.get(log_key(self._job, 0)))
+        except NotFoundError:
+            mine = ""
+        if mine != welcome.genesis.decode("ascii", "replace"):
+            raise ConfigError(
+                f"daemon and coordinator look at different stores; give both the same --store"
+                f" store={self._node.store.url} job={self._job}"
+            )

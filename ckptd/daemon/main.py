@@ -1,0 +1,80 @@
+"""The daemon process: set up what all jobs share, serve, and end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import structlog
+
+from ckptd.config import Settings, read_token
+from ckptd.daemon.arenas import ArenaHost
+from ckptd.daemon.node import Node
+from ckptd.daemon.server import Server, listen
+from ckptd.pipeline.write import WriteOptions
+from ckptd.store.base import Store
+from ckptd.store.limit import LimitedStore
+from ckptd.store.open import check_store
+from ckptd.store.retry import RetryingStore, RetrySettings
+from ckptd_client.wire import default_socket
+
+_log = structlog.get_logger(__name__)
+
+
+async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], None]) -> None:
+    """Serve on the store ``bare`` until SIGTERM or SIGINT, then finish uploads within `drain_seconds`.
+
+    Raises ConfigError (socket, arena directory, settings), StoreConfigError (URL, bucket, credentials).
+    """
+    daemon = settings.daemon
+    await check_store(bare)
+    path = daemon.socket or default_socket()
+    sock = listen(path)
+    try:
+        arenas = ArenaHost(
+            settings.arena.directory or Path(f"/dev/shm/ckptd-{os.getuid()}-{daemon.node}"), settings.arena.limit_bytes
+        )
+        node = Node(
+            name=daemon.node,
+            incarnation=secrets.token_hex(8),
+            settings=settings,
+            store=RetryingStore(bare, RetrySettings(deadline_seconds=settings.store.request_seconds)),
+            data_store=RetryingStore(
+                LimitedStore(bare, settings.store.concurrency, settings.store.upload_bytes_per_second),
+                RetrySettings(deadline_seconds=None),
+            ),
+            arenas=arenas,
+            pool=ThreadPoolExecutor(daemon.cpu_threads, thread_name_prefix="ckptd-codec"),
+            segment_numbers=itertools.count(),
+            write_options=WriteOptions(
+                frame_bytes=daemon.frame_bytes,
+                segment_bytes=daemon.segment_bytes,
+                codec=daemon.codec,
+                memory_bytes=daemon.memory_bytes,
+                concurrency=settings.store.concurrency,
+            ),
+            token=read_token(daemon.token_file),
+        )
+        server = Server(node, sock)
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        _log.info("daemon_ready", node=node.name, socket=str(path), store=bare.url)
+        ready(path)
+        serving = asyncio.create_task(server.serve())
+        await stop.wait()
+        _log.info("daemon_stopping", node=node.name)
+        serving.cancel()
+        await server.close()
+        node.pool.shutdown()
+        arenas.close()
+        await bare.close()
+    finally:
+        sock.close()
+        path.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""One process on the daemon's socket: a thread that reads, a queue of messages for the event loop, and the process's pidfd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+
+from ckptd.errors import ProtocolError
+from ckptd_client.errors import CkptdError, DaemonUnavailableError
+from ckptd_client.messages import Failed, Message
+from ckptd_client.wire import Connection
+
+_QUEUE = 1024
+
+
+def process_identity(pidfd: int) -> str:
+    """A name for the process behind a pidfd that no other process of this node's life shares, as far as the kernel tells."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as info:
+        pid = next((line.split()[1] for line in info if line.startswith("Pid:")), "-1")
+    return f"{pid}.{os.fstat(pidfd).st_ino}"
+
+
+class Peer:
+    """A connected trainer or agent."""
+
+    def __init__(self, connection: Connection, pidfd: int) -> None:
+        self._connection = connection
+        self.pidfd = pidfd
+        self.process = process_identity(pidfd)
+        self._loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[Message | None] = asyncio.Queue(_QUEUE)
+        self.exited = asyncio.Event()
+        self.closed = False
+        self._loop.add_reader(pidfd, self._on_exit)
+
+    def start(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._read, name="ckptd-peer", daemon=True).start()
+
+    async def next(self) -> Message | None:
+        """The next message; None when the connection is over."""
+        return await self._inbox.get()
+
+    def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
+        """Send; False when the peer is gone (its reader's end tells the rest)."""
+        try:
+            self._connection.send(message, fds)
+        except DaemonUnavailableError:
+            return False
+        return True
+
+    def fail(self, request: int, error: CkptdError) -> None:
+        """Answer a request with an error."""
+        self.send(Failed(request, type(error).__name__, str(error)))
+
+    def close(self) -> None:
+        """End the connection; the pidfd stays watched until the process is gone."""
+        self.closed = True
+        self._connection.close()
+
+    def _read(self) -> None:
+        """In the reader's thread. A full inbox blocks it, and so the peer: that is the bound."""
+        try:
+            while True:
+                message, fds = self._connection.receive()
+                for fd in fds:
+                    os.close(fd)
+                asyncio.run_coroutine_threadsafe(self._inbox.put(message), self._loop).result()
+        except (DaemonUnavailableError, ProtocolError, RuntimeError, asyncio.CancelledError):
+            pass  # the peer hung up, or talked nonsense, or we are ending: in each case this conversation is over
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._inbox.put(None), self._loop)
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self.pidfd)
+        os.close(self.pidfd)
+        self.exited.set()

@@ -1,0 +1,140 @@
+"""The daemon's unix socket: who may connect, and what each connection becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from pathlib import Path
+
+import structlog
+
+from ckptd.daemon.job import Job
+from ckptd.daemon.node import Node
+from ckptd.daemon.peer import Peer
+from ckptd.errors import CkptdError, ConfigError
+from ckptd.model.ids import check_job
+from ckptd_client.errors import DaemonUnavailableError
+from ckptd_client.messages import PROTOCOL_VERSION, ROLES, Hello, Refused, Welcome
+from ckptd_client.wire import Connection, dial
+
+_log = structlog.get_logger(__name__)
+_CONNECTIONS = 1024
+_HELLO_SECONDS = 10.0
+_SEND_SECONDS = 10
+_UCRED = struct.Struct("3i")
+
+
+def listen(path: Path) -> socket.socket:
+    """Bind the socket with mode 0600 in a directory of mode 0700. Raises ConfigError when another daemon answers there."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can't make the directory of the daemon's socket; name another in CKPTD_SOCKET socket={path} error={error}"
+        ) from error
+    if path.exists():
+        try:
+            dial(path, 1.0).close()
+        except CkptdError:
+            path.unlink(missing_ok=True)  # of a daemon that is dead
+        else:
+            raise ConfigError(
+                f"a ckptd daemon is already running here; use it, or name another socket in CKPTD_SOCKET socket={path}"
+            )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"can't listen on the daemon's socket; name another in CKPTD_SOCKET socket={path} error={error}"
+        ) from error
+    finally:
+        os.umask(mask)
+    sock.listen(128)
+    return sock
+
+
+class Server:
+    """Accepts trainers and agents of this user, and hands them to their jobs."""
+
+    def __init__(self, node: Node, sock: socket.socket) -> None:
+        self._node = node
+        self._sock = sock
+        self._jobs: dict[str, Job] = {}
+        self._conversations: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Accept until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._sock)
+            if len(self._conversations) >= _CONNECTIONS:
+                sock.close()
+                continue
+            task = asyncio.create_task(self._converse(sock))
+            self._conversations.add(task)
+            task.add_done_callback(self._conversations.discard)
+
+    async def close(self) -> None:
+        """Drain all jobs, then end all conversations."""
+        seconds = self._node.settings.daemon.drain_seconds
+        await asyncio.gather(*(job.close(seconds) for job in self._jobs.values()))
+        for task in list(self._conversations):
+            task.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+
+    async def _converse(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(_HELLO_SECONDS), 0))
+        connection = Connection(sock)
+        try:
+            _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            hello, pidfd = await asyncio.to_thread(self._hello, connection, uid)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+        except DaemonUnavailableError:
+            connection.close()  # somebody looked whether we are here
+            return
+        except (CkptdError, OSError) as error:
+            _log.warning("refused", error=str(error))
+            with contextlib.suppress(CkptdError):
+                connection.send(Refused(PROTOCOL_VERSION, "protocol", str(error)))
+            connection.close()
+            return
+        if hello.protocol != PROTOCOL_VERSION:
+            text = (
+                f"this daemon speaks protocol {PROTOCOL_VERSION}, the client {hello.protocol};"
+                " install the same version of ckptd and ckptd-client and restart the older one"
+            )
+            connection.send(Refused(PROTOCOL_VERSION, "version", text))
+            connection.close()
+            os.close(pidfd)
+            return
+        job = self._jobs.get(hello.job)
+        if job is None:
+            job = self._jobs[hello.job] = Job(hello.job, self._node)
+        peer = Peer(connection, pidfd)
+        peer.send(Welcome(PROTOCOL_VERSION, self._node.name, self._node.incarnation))
+        peer.start()
+        await (job.trainer(peer, hello) if hello.role == "trainer" else job.agent(peer, hello.generation))
+
+    def _hello(self, connection: Connection, uid: int) -> tuple[Hello, int]:
+        """In a thread: wait for the first message. Raises CkptdError for anything but a good Hello of this user."""
+        if uid != os.getuid():
+            raise ConfigError(f"this daemon serves uid {os.getuid()} only; start one for uid {uid}")
+        message, fds = connection.receive()
+        for extra in fds[1:]:
+            os.close(extra)
+        if not isinstance(message, Hello) or message.role not in ROLES or not fds:
+            for fd in fds[:1]:
+                os.close(fd)
+            raise ConfigError("a conversation begins with Hello and a pidfd")
+        check_job(message.job)
+        if not 0 <= message.rank < message.world_size <= 1 << 20 and message.role == "trainer":
+            raise ConfigError(f"a rank lies in its world rank={message.rank} world_size={message.world_size}")
+        return message, fds[0]

@@ -1,0 +1,199 @@
+"""The snapshots that lie in this node's arenas: from the first sealed slot to the slot's release (PROTOCOLS 2).
+
+Each rank's seal is reported; when all ranks of this node have sealed, their slots are uploaded together by this writer. What
+the coordinator says (committed, aborted, release) decides when a slot is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from ckptd.daemon.arenas import HostedArena
+from ckptd.daemon.node import Node
+from ckptd.daemon.ranks import snapshot_from_pb, snapshot_to_pb
+from ckptd.errors import CkptdError
+from ckptd.model.ids import Attempt, Generation, Snapshot
+from ckptd.pipeline.write import RankSource, write_part
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd_client.arena import FREE, HELD
+from ckptd_client.messages import Item
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class SealedSlot:
+    """One rank's share. ``release`` gives the slot back to its trainer, if that still lives."""
+
+    rank: int
+    hosted: HostedArena
+    index: int
+    items: list[Item]
+    lengths: list[int]
+    release: Callable[[], None]
+    tell: Callable[[int | None, str], None]  # (commit's log number or None, why it was given up)
+    trainer_alive: Callable[[], bool]
+
+    def source(self) -> RankSource:
+        """What the pipeline reads."""
+        return RankSource(self.rank, self.items, self.lengths, self.hosted.arena.slot(self.index))
+
+    def free(self) -> None:
+        """Give the slot and its hold on the arena back."""
+        self.hosted.arena.mark(self.index, FREE, (0, 0), 0)
+        self.release()
+        self.hosted.drop()
+
+
+@dataclass(slots=True)
+class LocalSnapshot:
+    """One snapshot, as far as it lies on this node."""
+
+    id: Snapshot
+    slots: dict[int, SealedSlot] = field(default_factory=dict)
+    missed: dict[int, str] = field(default_factory=dict)
+    upload: asyncio.Task[None] | None = None
+    part: bytes | None = None
+    committed: bool = False
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt that makes it durable."""
+        return Attempt(self.id, 0)
+
+    def facts(self) -> Iterator[pb.FromNode]:
+        """What the coordinator must know of it."""
+        if self.committed:
+            return
+        for rank in self.slots:
+            yield pb.FromNode(sealed=pb.Sealed(snapshot=snapshot_to_pb(self.id), rank=rank))
+        for rank, reason in self.missed.items():
+            yield pb.FromNode(missed=pb.Missed(snapshot=snapshot_to_pb(self.id), rank=rank, reason=reason))
+        if self.part is not None:
+            yield self.uploaded(self.part)
+
+    def uploaded(self, part: bytes) -> pb.FromNode:
+        """The message that all of this node's share is in the store."""
+        attempt = pb.Attempt(snapshot=snapshot_to_pb(self.id), number=self.attempt.number)
+        return pb.FromNode(uploaded=pb.Uploaded(attempt=attempt, ranks=sorted(self.slots), part=part))
+
+
+class Snapshots:
+    """All snapshots of one job on this node. At most as many as there are slots."""
+
+    def __init__(self, job: str, node: Node, send: Callable[[pb.FromNode], None]) -> None:
+        self._job = job
+        self._node = node
+        self._send = send
+        self._all: dict[Snapshot, LocalSnapshot] = {}
+        self._frees: set[asyncio.Task[None]] = set()
+
+    def sealed(self, snapshot: Snapshot, slot: SealedSlot, local_ranks: int) -> None:
+        """A rank sealed its share; ``local_ranks`` is how many ranks of that generation this node has."""
+        slot.hosted.hold()
+        local = self._all.setdefault(snapshot, LocalSnapshot(snapshot))
+        if slot.rank in local.slots or local.upload is not None:
+            _log.warning("sealed_twice", job=self._job, snapshot=str(snapshot), rank=slot.rank)
+            slot.tell(None, "this step was already saved in this world")
+            slot.free()
+            return
+        slot.hosted.arena.mark(slot.index, HELD, (snapshot.generation.epoch, snapshot.generation.n), snapshot.step)
+        local.slots[slot.rank] = slot
+        self._send(pb.FromNode(sealed=pb.Sealed(snapshot=snapshot_to_pb(snapshot), rank=slot.rank)))
+        if len(local.slots) >= local_ranks:
+            local.upload = asyncio.create_task(self._upload(local))
+
+    def missed(self, snapshot: Snapshot, rank: int, reason: str) -> None:
+        """A rank can't take part."""
+        local = self._all.setdefault(snapshot, LocalSnapshot(snapshot))
+        local.missed[rank] = reason
+        self._send(pb.FromNode(missed=pb.Missed(snapshot=snapshot_to_pb(snapshot), rank=rank, reason=reason)))
+
+    def committed(self, message: pb.Committed) -> None:
+        """It is durable; the slots stay until a newer snapshot is complete, or free now if their trainers are dead."""
+        local = self._all.get(snapshot_from_pb(message.attempt.snapshot))
+        if local is None or local.committed:
+            return
+        local.committed = True
+        _log.info("durable", job=self._job, snapshot=str(local.id), seq=message.seq)
+        for slot in local.slots.values():
+            slot.tell(message.seq, "")
+        if not any(slot.trainer_alive() for slot in local.slots.values()):
+            self._free(local)
+
+    def aborted(self, message: pb.Aborted) -> None:
+        """It was given up."""
+        local = self._all.get(snapshot_from_pb(message.attempt.snapshot))
+        if local is None or local.committed:
+            return
+        _log.warning("aborted", job=self._job, snapshot=str(local.id), reason=message.reason)
+        for slot in local.slots.values():
+            slot.tell(None, message.reason)
+        self._free(local)
+
+    def release_before(self, snapshot: Snapshot) -> None:
+        """A newer snapshot is complete on all ranks: older ones may go, once they are committed."""
+        for local in [local for local in self._all.values() if local.id < snapshot and local.committed]:
+            self._free(local)
+
+    def trainer_gone(self, generation: Generation) -> None:
+        """A trainer died: committed snapshots of its generation serve nobody any more from here."""
+        for local in [local for local in self._all.values() if local.id.generation == generation and local.committed]:
+            if not any(slot.trainer_alive() for slot in local.slots.values()):
+                self._free(local)
+
+    def facts(self) -> Iterator[pb.FromNode]:
+        """What the coordinator must know."""
+        for local in self._all.values():
+            yield from local.facts()
+
+    async def drain(self, seconds: float) -> None:
+        """Let running uploads end, for at most so long; then stop them."""
+        uploads = [local.upload for local in self._all.values() if local.upload is not None and not local.upload.done()]
+        if uploads:
+            await asyncio.wait(uploads, timeout=seconds)
+        for local in list(self._all.values()):
+            self._free(local)
+        if self._frees:
+            await asyncio.wait(self._frees)
+
+    def _free(self, local: LocalSnapshot) -> None:
+        del self._all[local.id]
+        task = asyncio.create_task(self._free_when_idle(local))
+        self._frees.add(task)
+        task.add_done_callback(self._frees.discard)
+
+    async def _free_when_idle(self, local: LocalSnapshot) -> None:
+        """A slot is free only when no thread of the pipeline reads it any more."""
+        if local.upload is not None and not local.upload.done():
+            local.upload.cancel()
+            await asyncio.wait([local.upload])
+        for slot in local.slots.values():
+            slot.free()
+
+    async def _upload(self, local: LocalSnapshot) -> None:
+        node = self._node
+        sources = [slot.source() for _, slot in sorted(local.slots.items())]
+        try:
+            part = await write_part(
+                node.data_store,
+                self._job,
+                local.attempt,
+                node.writer,
+                sources,
+                node.write_options,
+                node.pool,
+                node.segment_numbers,
+            )
+        except CkptdError as error:
+            # The data store tries for ever what may work later; what comes here won't.
+            _log.error("upload_failed", job=self._job, snapshot=str(local.id), error=str(error))
+            for rank in local.slots:
+                self.missed(local.id, rank, f"node {node.name} can't upload: {error}")
+            return
+        local.part = part.encode()
+        self._send(local.uploaded(local.part))

@@ -1,0 +1,232 @@
+"""The daemon's side of the conversation with one trainer (messages.py has the other)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ckptd.daemon.arenas import HostedArena
+from ckptd.daemon.peer import Peer
+from ckptd.daemon.ranks import RankRecord, to_pb
+from ckptd.daemon.restores import Ring
+from ckptd.daemon.snapshots import SealedSlot
+from ckptd.errors import CkptdError, CorruptError, NotFoundError, ProtocolError
+from ckptd.model.ids import Snapshot
+from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd_client import messages as m
+
+if TYPE_CHECKING:
+    from ckptd.daemon.job import Job
+
+_log = structlog.get_logger(__name__)
+
+
+class Trainer:
+    """One connected trainer process."""
+
+    def __init__(self, job: Job, peer: Peer, record: RankRecord) -> None:
+        self._job = job
+        self._peer = peer
+        self.record = record
+        self.alive = True
+        self._placed = asyncio.Event()
+        self._hosted: HostedArena | None = None
+        self._items: list[m.Item] = []
+        self._layout = 0
+        self._busy: set[int] = set()
+        self._ring: Ring | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        if record.generation:
+            self._placed.set()
+
+    @property
+    def step(self) -> int:
+        """Furthest completed step, as the trainer writes it into the arena."""
+        return self._hosted.arena.step if self._hosted is not None else 0
+
+    @property
+    def free_slots(self) -> int:
+        """How many snapshots it could take now."""
+        return self._hosted.arena.slots - len(self._busy) if self._hosted is not None else 0
+
+    def place(self) -> None:
+        """Its generation is known now."""
+        self._placed.set()
+        self.write_schedule()
+
+    def write_schedule(self) -> None:
+        """Put the job's schedule where the trainer reads it without a call."""
+        schedule = self._job.schedule
+        if self._hosted is not None and schedule is not None and schedule.generation == _pair(self.record):
+            self._hosted.arena.write_schedule(schedule)
+
+    async def run(self) -> None:
+        """Converse until the connection ends. Its arena goes then, but for slots that a snapshot still holds."""
+        try:
+            while (message := await self._peer.next()) is not None:
+                await self._handle(message)
+        except ProtocolError as error:
+            _log.error("trainer_protocol", job=self._job.name, rank=self.record.rank, error=str(error))
+        finally:
+            self._peer.close()
+            for task in list(self._tasks):
+                task.cancel()
+            self.alive = False
+            if self._hosted is not None:
+                self._hosted.drop()
+                self._hosted = None
+
+    async def _handle(self, message: m.Message) -> None:
+        match message:
+            case m.Register():
+                await self._register(message)
+            case m.RestoreCredit():
+                if self._ring is not None:
+                    self._ring.credit(message.buffer)
+            case m.RestoreAsk():
+                self._spawn(self._restore_ask(message.id), message.id)
+            case m.RestoreRead():
+                self._spawn(self._restore_read(message), message.id)
+            case m.RestoreReport():
+                self._spawn(self._restore_report(message), message.id)
+            case m.Sealed():
+                await self._in_world()
+                self._sealed(message)
+            case m.Missed():
+                await self._in_world()
+                self._job.snapshots.missed(Snapshot(self.record.generation, message.step), self.record.rank, message.reason)
+            case m.Finished():
+                await self._in_world()
+                self.record.finished = True
+                self._job.send(
+                    pb.FromNode(finished=pb.Finished(generation=to_pb(self.record.generation), rank=self.record.rank))
+                )
+                self._peer.send(m.Ok(message.id))
+            case _:
+                raise ProtocolError(f"a trainer may not send {type(message).__name__}")
+
+    async def _in_world(self) -> None:
+        """Wait until this rank's generation is known; a trainer that dies meanwhile ends the wait."""
+        waits = [asyncio.ensure_future(self._placed.wait()), asyncio.ensure_future(self._peer.exited.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    def _spawn(self, work: Coroutine[None, None, None], request: int) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except CkptdError as error:
+                self._peer.fail(request, error)
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _register(self, message: m.Register) -> None:
+        try:
+            hosted = await self._job.make_arena(message.slots, message.slot_bytes)
+        except CkptdError as error:
+            _log.error("arena_refused", job=self._job.name, rank=self.record.rank, error=str(error))
+            self._peer.fail(message.id, error)
+            return
+        if self._hosted is not None:
+            hosted.arena.step = self._hosted.arena.step
+            self._hosted.drop()
+        self._hosted, self._items, self._busy = hosted, list(message.items), set()
+        self._layout += 1
+        if not self.record.ready:
+            self.record.ready = True
+            self._job.send(self.record.up())
+        self.write_schedule()
+        self._peer.send(m.Registered(message.id, self._layout, hosted.size_bytes), (hosted.fd,))
+
+    def _sealed(self, message: m.Sealed) -> None:
+        hosted, layout, index = self._hosted, self._layout, message.slot
+        if hosted is None or message.layout != layout or not 0 <= index < hosted.arena.slots or index in self._busy:
+            raise ProtocolError(f"a slot was sealed that is not the trainer's slot={index} layout={message.layout}")
+        objects = [item for item in self._items if item.kind == "object"]
+        if len(objects) != len(message.lengths) or any(
+            not 0 <= length <= item.capacity for item, length in zip(objects, message.lengths, strict=False)
+        ):
+            raise ProtocolError("the lengths of the objects in a sealed slot do not fit its layout")
+        self._busy.add(index)
+
+        def release() -> None:
+            if self._layout == layout:
+                self._busy.discard(index)
+                self._peer.send(m.Released(layout, index))
+
+        def tell(seq: int | None, reason: str) -> None:
+            self._peer.send(m.Aborted(message.step, reason) if seq is None else m.Durable(message.step, seq))
+
+        slot = SealedSlot(self.record.rank, hosted, index, self._items, message.lengths, release, tell, lambda: self.alive)
+        self._job.snapshots.sealed(
+            Snapshot(self.record.generation, message.step), slot, self._job.local_ranks(self.record.generation)
+        )
+
+    async def _restore_ask(self, request: int) -> None:
+        await self._in_world()
+        self.record.asked = True
+        self._job.send(pb.FromNode(restore_ask=pb.RestoreAsk(generation=to_pb(self.record.generation), rank=self.record.rank)))
+        target = await self._job.restores.target(self.record.generation)
+        generation = _pair(self.record)
+        if not target.seq_plus_one:
+            self._peer.send(m.RestoreInfo(request, generation, -1, 0, self.record.world_size, {}, {}, []))
+            return
+        with _noting_corruption(self.record):
+            checkpoint = await self._job.restores.checkpoint(target.manifest)
+            store = self._job.node.data_store
+            objects = await checkpoint.read_objects(store, self._job.name, -1)
+            own = await checkpoint.read_objects(store, self._job.name, self.record.rank)
+        self._peer.send(
+            m.RestoreInfo(
+                request,
+                generation,
+                target.seq_plus_one - 1,
+                target.step,
+                checkpoint.manifest.world_size,
+                objects,
+                own,
+                [(fqn, rank, dtype, tuple(shape)) for fqn, rank, dtype, shape in checkpoint.tensors()],
+            )
+        )
+
+    async def _restore_read(self, message: m.RestoreRead) -> None:
+        target = await self._job.restores.target(self.record.generation)
+
+        def lend(ring: Ring | None) -> None:
+            self._ring = ring
+
+        with _noting_corruption(self.record):
+            checkpoint = await self._job.restores.checkpoint(target.manifest)
+            await self._job.restores.deliver(checkpoint, message.wants, self._peer, message.id, lend)
+
+    async def _restore_report(self, message: m.RestoreReport) -> None:
+        record = self.record
+        record.report = pb.RestoreReport(
+            generation=to_pb(record.generation), rank=record.rank, error=message.error[:4096], corrupt=record.corrupt
+        )
+        self._job.send(pb.FromNode(restore_report=record.report))
+        await self._job.restores.outcome(record.generation)
+        target = await self._job.restores.target(record.generation)
+        record.base_seq, record.ready = target.seq_plus_one, True
+        self._peer.send(m.Ok(message.id))
+
+
+@contextmanager
+def _noting_corruption(record: RankRecord) -> Iterator[None]:
+    """Remember that stored bytes were wrong or missing: the coordinator then puts the checkpoint aside."""
+    try:
+        yield
+    except (CorruptError, NotFoundError):
+        record.corrupt = True
+        raise
+
+
+def _pair(record: RankRecord) -> tuple[int, int]:
+    return record.generation.epoch, record.generation.n
