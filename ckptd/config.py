@@ -53,7 +53,7 @@ class DaemonSettings(_Section):
     memory_bytes: int = Field(512 << 20, ge=64 << 20, description="buffers beyond the arenas: bytes in flight to the store")
     codec: Literal["raw", "zstd"] = Field("raw", description="zstd saves bytes where it gains 3 % or more, and costs CPU")
     frame_bytes: int = Field(4 << 20, ge=4096, le=4 << 20, description="size of a frame")
-    segment_bytes: int = Field(64 << 20, ge=4096, le=64 << 20, description="size of a stored segment")
+    segment_bytes: int = Field(16 << 20, ge=4096, le=64 << 20, description="size of a stored segment")
     connect_seconds: float = Field(5.0, gt=0, description="one try to reach the coordinator")
     drain_seconds: float = Field(30.0, ge=0, description="at SIGTERM, how long uploads may go on")
     token_file: Path | None = Field(None, description="shared token for a coordinator that is not on loopback")

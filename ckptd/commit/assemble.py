@@ -58,7 +58,7 @@ async def assemble(
     name = digest(body)
     if manifest.layout.hash not in known_layouts:
         await store.put(layout_key(job, manifest.layout.hash), layout_body)
-    await store.put(index_key(job, attempt), index_body)
+    await store.put(index_key(job, attempt, manifest.index.hash), index_body)
     await store.put(manifest_key(job, name), body)
     return manifest, name
 

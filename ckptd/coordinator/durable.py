@@ -95,11 +95,17 @@ class LogWorker:
             self.report(await self._until_done(job))
 
     async def _until_done(self, job: LogJob) -> LogResult:
+        waiting = False
         while True:
             try:
-                return await self._do(job)
+                result = await self._do(job)
+                if waiting:
+                    _log.info("the store answers again", job=type(job).__name__)
+                return result
             except StoreError as error:
-                _log.warning("log work waits for the store", job=type(job).__name__, error=str(error))
+                if not waiting:  # once per outage
+                    _log.warning("log work waits for the store", job=type(job).__name__, error=str(error))
+                waiting = True
                 self.report(Trouble(str(error)))
             await self._clock.sleep(RETRY_SECONDS)
 

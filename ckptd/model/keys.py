@@ -57,9 +57,9 @@ def segment_key(job: str, attempt: Attempt, writer: str, n: int) -> str:
     return f"{data_prefix(job, attempt)}{check_writer(writer)}-{_number(n)}.seg"
 
 
-def index_key(job: str, attempt: Attempt) -> str:
-    """The index of ``attempt``."""
-    return f"{data_prefix(job, attempt)}index"
+def index_key(job: str, attempt: Attempt, index_hash: str) -> str:
+    """An index of ``attempt``, named by its content: two offices may assemble one attempt from different parts."""
+    return f"{data_prefix(job, attempt)}{_hash(index_hash)}.idx"
 
 
 def latest_key(job: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
@@ -14,6 +15,7 @@ from ckptd.store.base import Bytes, ObjectInfo, Store
 from ckptd.store.limit import TokenBucket
 
 T = TypeVar("T")
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class RetryingStore:
         self._clock = clock
         per_second = self._settings.retries_per_second
         self._budget = TokenBucket(per_second, burst=max(1.0, per_second), clock=clock)
+        self._away = False
         self._wait = wait_random_exponential(
             multiplier=self._settings.first_wait_seconds, max=self._settings.longest_wait_seconds
         )
@@ -90,7 +93,16 @@ class RetryingStore:
         started_at = self._clock.monotonic()
 
         async def attempt() -> T:  # tenacity awaits what it can see to be a coroutine function: not a lambda
-            return await call()
+            result = await call()
+            if self._away:
+                self._away = False
+                _log.warning("the store answers again", store=self.url)
+            return result
+
+        def say(state: RetryCallState) -> None:
+            if not self._away and state.outcome is not None:
+                self._away = True  # once per outage, however many calls wait
+                _log.warning("the store does not answer; trying again", store=self.url, error=str(state.outcome.exception()))
 
         def wait(state: RetryCallState) -> float:
             return self._wait(state) + self._budget.reserve(1)
@@ -102,6 +114,11 @@ class RetryingStore:
             return self._clock.monotonic() - started_at + state.upcoming_sleep > deadline_seconds
 
         retrying = AsyncRetrying(
-            sleep=self._clock.sleep, wait=wait, stop=stop, retry=retry_if_exception_type(UnavailableError), reraise=True
+            sleep=self._clock.sleep,
+            wait=wait,
+            stop=stop,
+            retry=retry_if_exception_type(UnavailableError),
+            before_sleep=say,
+            reraise=True,
         )
         return await retrying(attempt)

@@ -134,7 +134,7 @@ def test_a_place_outside_of_its_frames_is_refused(column: str, change: int) -> N
         places = INDEX.places.copy()
         if int(places[row][column]) + change < 0:
             continue
-        places[row][column] += change
+        places[row][column] = int(places[row][column]) + change
         body = dataclasses.replace(INDEX, places=places).encode()
         try:
             index = decode_index(body, LAYOUT)

@@ -23,8 +23,8 @@ def test_keys_are_what_format_md_says() -> None:
     assert keys.manifest_key("job", HASH) == f"job/manifest/{HASH}"
     assert keys.layout_key("job", HASH) == f"job/layout/{HASH}"
     assert keys.segment_key("job", ATTEMPT, "node-1.ab12", 7) == "job/data/3-2.100.1/node-1.ab12-7.seg"
-    assert keys.index_key("job", ATTEMPT) == "job/data/3-2.100.1/index"
-    assert keys.index_key("job", ATTEMPT).startswith(keys.data_prefix("job", ATTEMPT))
+    assert keys.index_key("job", ATTEMPT, HASH) == f"job/data/3-2.100.1/{HASH}.idx"
+    assert keys.index_key("job", ATTEMPT, HASH).startswith(keys.data_prefix("job", ATTEMPT))
     assert keys.latest_key("job") == "job/LATEST"
     assert keys.leader_key("job") == "job/LEADER"
 

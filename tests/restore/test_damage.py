@@ -109,7 +109,7 @@ async def test_a_known_layout_is_not_written_again(tmp_path: Path, pool: ThreadP
     store = DirectoryStore(tmp_path)
     manifest = (await open_checkpoint(store, JOB, first)).manifest
     await store.delete(layout_key(JOB, manifest.layout.hash))
-    await store.delete(index_key(JOB, ATTEMPT))
+    await store.delete(index_key(JOB, ATTEMPT, manifest.index.hash))
     assert await assemble(store, JOB, ATTEMPT, 2, None, parts, {manifest.layout.hash}) == (manifest, first)
     with pytest.raises(CorruptError, match="the layout of a checkpoint is missing"):
         await open_checkpoint(store, JOB, first)

@@ -1,0 +1,166 @@
+"""Are a commit's objects all there, byte for byte (I2)? And was every restore that of a commit (I5, I8)?
+
+Parsed here from the bytes, without ckptd's code: a mistake in its reader must not hide one in its writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import zstandard
+from xxhash import xxh3_128_digest
+
+from chaos.logbook import Committed, Logbook, Story
+from chaos.objects import Objects
+
+_HEAD = struct.Struct("<8sIIII")
+_SECTION = struct.Struct("<24sQQ")
+_SEGMENT = struct.Struct("<IIQQ")  # writer, zero, n, bytes
+_FRAME = struct.Struct("<IIQII16s16s")  # segment, codec, offset, stored bytes, raw bytes, raw hash, stored hash
+_ZSTD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A rank's word on what it has restored; ``step`` 0: nothing."""
+
+    rank: int
+    step: int
+    world: int
+    generation: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a coordinator has named to a generation; ``seq`` None: nothing."""
+
+    seq: int | None
+    step: int
+    manifest: str
+
+
+class Inspector:
+    """Checks one job's store as it grows: each commit's objects once, and all of them again at the end."""
+
+    def __init__(self, objects: Objects, job: str) -> None:
+        self._objects = objects
+        self._job = job
+        self._sound: set[str] = set()
+        self.logbook = Logbook(objects, job)
+
+    def look(self, restored: Sequence[Restored], offers: Sequence[Offer], thorough: bool = False) -> list[str]:
+        """All that does not hold now. ``thorough``: read the objects of commits that were found sound before, too."""
+        story = self.logbook.read()
+        problems = [*story.problems, *self.logbook.audit()]
+        problems += [f"I2: commit {seq} was ended by a {kind}, and nobody damaged it" for seq, kind in story.ended.items()]
+        for commit in story.commits:
+            if thorough or commit.manifest not in self._sound:
+                found = [f"I2: commit {commit.seq}: {problem}" for problem in damages(self._objects, self._job, commit)]
+                problems += found
+                if not found:
+                    self._sound.add(commit.manifest)
+        return problems + wrong_restores(story, restored) + wrong_offers(story, offers)
+
+
+def wrong_restores(story: Story, restored: Sequence[Restored]) -> list[str]:
+    """Restores of anything but the newest commit of that moment. Pure."""
+    return [
+        f"I8: rank {one.rank} of generation {one.generation} restored step {one.step}, the newest committed was {newest}"
+        for one in restored
+        if one.step != (newest := story.newest_before(one.generation))
+    ]
+
+
+def wrong_offers(story: Story, offers: Sequence[Offer]) -> list[str]:
+    """What a coordinator named without the log having it. Pure."""
+    committed = {(commit.seq, commit.step, commit.manifest) for commit in story.commits}
+    return [
+        f"offered, but never committed: record {offer.seq} step {offer.step} manifest {offer.manifest}"
+        for offer in offers
+        if offer.seq is not None and (offer.seq, offer.step, offer.manifest) not in committed
+    ]
+
+
+def damages(objects: Objects, job: str, commit: Committed) -> Iterator[str]:
+    """What is missing or wrong among a commit's objects."""
+    manifest = yield from _named(objects, f"{job}/manifest/{commit.manifest}", commit.manifest, None)
+    if manifest is None:
+        return
+    fields: dict[str, Any] = msgpack.unpackb(manifest)
+    if (fields["job"], fields["attempt"], fields["parent"]) != (job, commit.attempt, commit.parent):
+        yield f"its manifest is one of {fields['job']} {fields['attempt']} after {fields['parent']}"
+    if fields["bases"]:
+        yield "it refers to frames of other commits, which this checker doesn't know"
+    yield from _ignore(_named(objects, f"{job}/layout/{fields['layout'][0]}", *fields["layout"]))
+    index = yield from _named(objects, f"{job}/data/{commit.attempt}/index", *fields["index"])
+    if index is not None:
+        yield from _segments(objects, f"{job}/data/{commit.attempt}/", _sections(index))
+
+
+def _ignore(found: Iterator[str]) -> Iterator[str]:
+    yield from found
+
+
+def _named(objects: Objects, key: str, digest: str, size: int | None) -> Any:
+    """A generator of problems whose value is the object's bytes, None when they can't be used."""
+    data = objects.get(key)
+    if data is None:
+        yield f"{key} is missing"
+        return None
+    if hashlib.blake2b(data, digest_size=32).hexdigest() != digest or size not in (None, len(data)):
+        yield f"{key} has not the bytes that its digest names"
+        return None
+    return data
+
+
+def _sections(data: bytes) -> dict[str, tuple[int, bytes]]:
+    """A column file's sections: name → (rows, all bytes from its start)."""
+    _, _, _, count, _ = _HEAD.unpack_from(data)
+    found = {}
+    for number in range(count):
+        name, start, rows = _SECTION.unpack_from(data, _HEAD.size + number * _SECTION.size)
+        found[name.rstrip(b"\0").decode()] = (rows, data[start:])
+    return found
+
+
+def _segments(objects: Objects, prefix: str, sections: dict[str, tuple[int, bytes]]) -> Iterator[str]:
+    writers = _texts(sections)
+    rows, table = sections["segments"]
+    count, frames = sections["frames"]
+    by_segment: dict[int, list[tuple[int, int, int, int, bytes, bytes]]] = {}
+    for i in range(count):
+        segment, codec, offset, stored, raw, raw_hash, stored_hash = _FRAME.unpack_from(frames, i * _FRAME.size)
+        by_segment.setdefault(segment, []).append((codec, offset, stored, raw, raw_hash, stored_hash))
+    for number in range(rows):
+        writer, _, n, size = _SEGMENT.unpack_from(table, number * _SEGMENT.size)
+        key = f"{prefix}{writers[writer]}-{n}.seg"
+        data = objects.get(key)
+        if data is None:
+            yield f"{key} is missing"
+        elif len(data) != size:
+            yield f"{key} has {len(data)} bytes, the index says {size}"
+        else:
+            yield from (f"{key} is damaged: {problem}" for problem in _frames(data, by_segment.get(number, [])))
+
+
+def _frames(data: bytes, frames: Sequence[tuple[int, int, int, int, bytes, bytes]]) -> Iterator[str]:
+    for codec, offset, stored, raw, raw_hash, stored_hash in frames:
+        body = data[offset : offset + stored]
+        if len(body) != stored or xxh3_128_digest(body) != stored_hash:
+            yield f"the frame at {offset} has not the stored bytes that its hash names"
+            continue
+        plain = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw) if codec == _ZSTD else body
+        if len(plain) != raw or xxh3_128_digest(plain) != raw_hash:
+            yield f"the frame at {offset} has not the raw bytes that its hash names"
+
+
+def _texts(sections: dict[str, tuple[int, bytes]]) -> list[str]:
+    count, ends = sections["writer_ends"]
+    _, text = sections["writer_text"]
+    bounds = [0, *struct.unpack_from(f"<{count}q", ends)]
+    return [text[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]

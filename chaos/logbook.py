@@ -1,0 +1,158 @@
+"""The commit log as its bytes say: a reader of its own, which shares no code with ckptd's (FORMAT.md is what both follow).
+
+It is stricter than the protocol has to be: in these campaigns each job has one coordinator at a time, so every record must
+count. A record that the protocol would call void is a problem here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chaos.objects import Objects
+
+_GENESIS = hashlib.blake2b(b"ckptd commit log, format 1: nothing before record 0", digest_size=32).hexdigest()
+_ATTEMPT = re.compile(r"(\d+)-(\d+)\.(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A COMMIT that counts."""
+
+    seq: int
+    attempt: str
+    generation: tuple[int, int]
+    step: int
+    manifest: str
+    parent: int | None
+
+
+@dataclass(slots=True)
+class Story:
+    """What the log tells, and what is wrong with it."""
+
+    commits: list[Committed] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    aborted: set[str] = field(default_factory=set)
+    ended: dict[int, str] = field(default_factory=dict)  # retired or quarantined commits
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def newest(self) -> Committed | None:
+        """What a restore must be told now."""
+        return next((commit for commit in reversed(self.commits) if commit.seq not in self.ended), None)
+
+    def newest_before(self, generation: tuple[int, int]) -> int:
+        """The step that this generation had to restore: that of the last commit of an earlier one; 0 without any.
+
+        Exact, because a generation is told what to restore only when all earlier attempts are settled, and commits nothing
+        before it has been told.
+        """
+        return next((c.step for c in reversed(self.commits) if c.generation < generation and c.seq not in self.ended), 0)
+
+
+def log_key(job: str, seq: int) -> str:
+    """Where record ``seq`` lies."""
+    return f"{job}/log/{seq:020d}"
+
+
+class Logbook:
+    """Reads the log again and again, and remembers what it read: a record may never change."""
+
+    def __init__(self, objects: Objects, job: str) -> None:
+        self._objects = objects
+        self._job = job
+        self.bodies: list[bytes] = []
+
+    def read(self) -> Story:
+        """Read on from where it ended the last time; the story of all of it."""
+        while (body := self._objects.get(log_key(self._job, len(self.bodies)))) is not None:
+            self.bodies.append(body)
+        return tell(self.bodies)
+
+    def audit(self) -> list[str]:
+        """Read everything again: what was read before must still be there (I1), and nothing beyond a gap."""
+        problems = []
+        for seq, body in enumerate(self.bodies):
+            again = self._objects.get(log_key(self._job, seq))
+            if again != body:
+                problems.append(f"I1: log record {seq} was {'removed' if again is None else 'replaced'}")
+        names = [name for name in self._objects.names(f"{self._job}/log/") if re.fullmatch(r"\d{20}", name[-20:])]
+        if names != [log_key(self._job, seq) for seq in range(len(names))] or len(names) < len(self.bodies):
+            problems.append(f"the log has a gap: {len(names)} records, the last {names[-1] if names else 'none'}")
+        return problems
+
+
+def tell(bodies: Sequence[bytes]) -> Story:
+    """The story that these records tell. Pure."""
+    story = Story()
+    office: object = None
+    previous = _GENESIS
+    nonces: set[str] = set()
+    for seq, data in enumerate(bodies):
+        try:
+            record = json.loads(data)
+            body, nonce = record["body"], record["nonce"]
+            kind = body["type"]
+        except (ValueError, KeyError, TypeError):
+            story.problems.append(f"log record {seq} doesn't parse")
+            previous = hashlib.blake2b(data, digest_size=32).hexdigest()
+            continue
+        if record["seq"] != seq:
+            story.problems.append(f"log record {seq} says that it is {record['seq']}")
+        if record["previous"] != previous:
+            story.problems.append(f"the hash chain breaks before log record {seq}")
+        if nonce in nonces:
+            story.problems.append(f"log record {seq} has the nonce of an earlier one")
+        nonces.add(nonce)
+        previous = hashlib.blake2b(data, digest_size=32).hexdigest()
+        if kind == "EPOCH":
+            office = _take_office(story, seq, record)
+        elif record["office"] is not None and record["office"] != office:
+            story.problems.append(f"I3: log record {seq} ({kind}) is of office {record['office']}, the current one is {office}")
+        _effect(story, seq, kind, body)
+    return story
+
+
+def _take_office(story: Story, seq: int, record: dict[str, object]) -> object:
+    body = record["body"]
+    number = body["number"] if isinstance(body, dict) else None
+    current = story.epochs[-1] if story.epochs else 0
+    if number != current + 1 or record["office"] != [number, record["nonce"]]:
+        story.problems.append(f"I3: log record {seq} is an EPOCH {number} after epoch {current}")
+    if isinstance(number, int):
+        story.epochs.append(number)
+    return record["office"]
+
+
+def _effect(story: Story, seq: int, kind: str, body: dict[str, object]) -> None:
+    attempt = str(body.get("attempt"))
+    if kind == "COMMIT":
+        _commit(story, seq, attempt, body)
+    elif kind == "ABORT":
+        if attempt in story.aborted or any(commit.attempt == attempt for commit in story.commits):
+            story.problems.append(f"log record {seq} aborts attempt {attempt}, which was settled before")
+        story.aborted.add(attempt)
+    elif kind in ("RETIRE", "QUARANTINE"):
+        story.ended[int(str(body["n"]))] = kind
+
+
+def _commit(story: Story, seq: int, attempt: str, body: dict[str, object]) -> None:
+    parts = _ATTEMPT.fullmatch(attempt)
+    if parts is None:
+        story.problems.append(f"log record {seq} commits {attempt!r}, which is no attempt")
+        return
+    if attempt in story.aborted or any(commit.attempt == attempt for commit in story.commits):
+        story.problems.append(f"log record {seq} commits attempt {attempt}, which was settled before")
+    newest = story.newest
+    parent = body["parent"]
+    if parent != (newest.seq if newest else None):
+        story.problems.append(f"I8: log record {seq} has parent {parent}, the newest commit was {newest.seq if newest else None}")
+    epoch, n, step = int(parts[1]), int(parts[2]), int(parts[3])
+    commit = Committed(seq, attempt, (epoch, n), step, str(body["manifest"]), parent if isinstance(parent, int) else None)
+    if newest is not None and (commit.generation, step) <= (newest.generation, newest.step):
+        story.problems.append(f"I10: log record {seq} commits {attempt} after {newest.attempt}")
+    story.commits.append(commit)
