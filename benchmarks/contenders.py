@@ -35,6 +35,8 @@ class Contender(Protocol):
 
     name: str
 
+    def before(self) -> None: ...
+
     def start(self, number: int) -> None: ...
 
     def finish(self) -> None: ...
@@ -99,6 +101,8 @@ class Memcpy:
         parts = flat.split([tensor.numel() for tensor in self._from])
         self._to = [part.view(tensor.shape) for part, tensor in zip(parts, self._from, strict=True)]
 
+    def before(self) -> None: ...
+
     def start(self, number: int) -> None:
         for to, source in zip(self._to, self._from, strict=True):
             to.copy_(source)
@@ -123,9 +127,9 @@ class BarePut:
         rank = dist.get_rank()
         flat = torch.cat([local_of(tensor).reshape(-1) for tensor in state.values()]).numpy().tobytes()
         starts = range(0, len(flat), _PUT_BYTES)
-        self._objects = {
-            f"{bucket}/bare/{rank}-{i}": flat[start : start + _PUT_BYTES] for i, start in enumerate(starts)
-        }
+        self._objects = {f"{bucket}/bare/{rank}-{i}": flat[start : start + _PUT_BYTES] for i, start in enumerate(starts)}
+
+    def before(self) -> None: ...
 
     def start(self, number: int) -> None:
         self._fs.pipe(self._objects, batch_size=4)
@@ -149,6 +153,8 @@ class Ckptd:
         self._state = state
         self._ckpt = ckptd_client.connect()
         self._handle: ckptd_client.Handle | None = None
+
+    def before(self) -> None: ...
 
     def start(self, number: int) -> None:
         self._handle = self._ckpt.save(self._state, number + 1)
@@ -185,16 +191,13 @@ class Dcp:
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
         from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-        self._remove()
         self._path = f"{self._bucket}/{number}"
         writer = FsspecWriter(self._path, **TUNED)
         if self._stager is None:
             dcp.save(self._state, storage_writer=writer)
             return
         kind = AsyncCheckpointerType.PROCESS
-        upload = dcp.async_save(
-            self._state, storage_writer=writer, async_checkpointer_type=kind, async_stager=self._stager
-        )
+        upload = dcp.async_save(self._state, storage_writer=writer, async_checkpointer_type=kind, async_stager=self._stager)
         assert isinstance(upload, Future)
         self._upload = upload
 
@@ -214,5 +217,9 @@ class Dcp:
         if self._stager is not None:
             self._stager.close()
 
-    def _remove(self) -> None:
-        """Called by `before`."""
+    def before(self) -> None:
+        """Remove the previous one: MinIO's memory is ours, too."""
+        if self._path and dist.get_rank() == 0:
+            import s3fs
+
+            s3fs.S3FileSystem(**TUNED).rm(self._path, recursive=True)

@@ -39,7 +39,7 @@ class Stage:
             "AWS_DEFAULT_REGION": REGION,
         }
         plan = Plan(_JOB, f"{self.bucket}/ckptd", WORKER, [], environment=environment)
-        self._cluster = Cluster(plan, directory, ["--every", "1000000000"])
+        self._cluster = Cluster(plan, directory, ["--every", "1000000"])
         self._worlds = 0
 
     def __enter__(self) -> Stage:

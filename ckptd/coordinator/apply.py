@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from ckptd.coordinator import members, snapshots
-from ckptd.coordinator.convert import attempt_of, generation_of, rank_of, reason_of, snapshot_of, text_of
+from ckptd.coordinator.convert import attempt_of, generation_of, rank_of, reason_of, text_of
 from ckptd.coordinator.state import LooseRank, MemberOf, Node, Rank, Report, State, World
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation
@@ -211,23 +211,20 @@ def _rank_fact(state: State, node_id: str, message: pb.FromNode, now: float) -> 
 def _snapshot_fact(state: State, node_id: str, message: pb.FromNode, now: float) -> None:
     match message.WhichOneof("body"):
         case "sealed":
-            id, ranks = snapshot_of(message.sealed.snapshot), [message.sealed.rank]
+            attempt, ranks = attempt_of(message.sealed.attempt), [message.sealed.rank]
         case "missed":
-            id, ranks = snapshot_of(message.missed.snapshot), [message.missed.rank]
+            attempt, ranks = attempt_of(message.missed.attempt), [message.missed.rank]
         case _:
-            attempt = attempt_of(message.uploaded.attempt)
-            if attempt.number != 0:
-                raise ProtocolError(f"there is no second try of a snapshot: {attempt}")
-            id, ranks = attempt.snapshot, list(message.uploaded.ranks)
+            attempt, ranks = attempt_of(message.uploaded.attempt), list(message.uploaded.ranks)
     if state.world is None:
         state.held.append((node_id, message))
         return
-    snapshot = snapshots.find(state, id, now)
+    snapshot = snapshots.find(state, attempt, now)
     if snapshot is None:
-        state.nodes[node_id].told = {key for key in state.nodes[node_id].told if key[:2] != ("outcome", id)}
+        state.nodes[node_id].told = {key for key in state.nodes[node_id].told if key[:2] != ("outcome", attempt)}
         return
     if snapshot.world is not None and not all(_hosts(snapshot.world, node_id, rank_of(rank)) for rank in ranks):
-        _log.warning("a node speaks for ranks of another", node=node_id, ranks=ranks[:20], snapshot=str(id))
+        _log.warning("a node speaks for ranks of another", node=node_id, ranks=ranks[:20], attempt=str(attempt))
         return
     if message.HasField("missed"):
         snapshot.missed = snapshot.missed or f"rank {ranks[0]}: {reason_of(message.missed.reason)}"

@@ -17,23 +17,23 @@ from ckptd.coordinator.alive import left_world, silent
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.restoring import starts
 from ckptd.coordinator.state import MAX_OPEN_SNAPSHOTS, OpenSnapshot, Schedule, State, World
-from ckptd.model.ids import Attempt, Snapshot
+from ckptd.model.ids import Attempt
 
 
-def find(state: State, id: Snapshot, now: float) -> OpenSnapshot | None:
-    """The open snapshot, opened if it is new; None when it is settled already (its outcome is told again then)."""
+def find(state: State, attempt: Attempt, now: float) -> OpenSnapshot | None:
+    """The open snapshot, opened if it is new; None when the attempt is settled already (its outcome is told again then)."""
+    id = attempt.snapshot
     known = state.snapshots.get(id)
-    if known is not None:
+    if known is not None and known.number == attempt.number:
         return known
-    attempt = Attempt(id, 0)
     outcome = state.outcomes.get(attempt) or state.outcome_of(attempt)
     if outcome is not None:
         state.settle(attempt, outcome)
         return None
-    if len(state.snapshots) >= MAX_OPEN_SNAPSHOTS:
+    if known is not None or len(state.snapshots) >= MAX_OPEN_SNAPSHOTS:
         return None
     world = state.world if state.world is not None and state.world.id == id.generation else None
-    opened = OpenSnapshot(id, world, now)
+    opened = OpenSnapshot(id, attempt.number, world, now)
     if world is None:
         opened.missed = f"generation {id.generation} is no more"
     state.snapshots[id] = opened

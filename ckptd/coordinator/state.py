@@ -188,6 +188,7 @@ class OpenSnapshot:
     """A snapshot on its way. ``world`` is None when it came from a generation that we don't know: it can only be aborted."""
 
     id: Snapshot
+    number: int
     world: World | None
     since_seconds: float
     sealed: set[int] = field(default_factory=set)
@@ -197,8 +198,8 @@ class OpenSnapshot:
 
     @property
     def attempt(self) -> Attempt:
-        """Its only attempt: a second try comes with a later issue."""
-        return Attempt(self.id, 0)
+        """The try at making it durable that is under way."""
+        return Attempt(self.id, self.number)
 
     @property
     def uploaded(self) -> set[int]:
@@ -276,7 +277,9 @@ class State:
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what became of an attempt, and keep the last MAX_OUTCOMES for nodes that ask again."""
-        self.snapshots.pop(attempt.snapshot, None)
+        opened = self.snapshots.get(attempt.snapshot)
+        if opened is not None and opened.number == attempt.number:
+            del self.snapshots[attempt.snapshot]
         self.outcomes.pop(attempt, None)
         self.outcomes[attempt] = outcome
         while len(self.outcomes) > MAX_OUTCOMES:

@@ -23,7 +23,7 @@ def messages_for(state: State, node: Node) -> Iterator[tuple[Told, Make]]:
     """Everything that holds and concerns ``node``, in the order in which it must hear it; made when it is sent."""
     world = state.world
     for attempt, outcome in state.outcomes.items():
-        yield ("outcome", attempt.snapshot), partial(_outcome, attempt, outcome)
+        yield ("outcome", attempt), partial(_outcome, attempt, outcome)
     if state.release is not None:
         release = pb.Release(before=to_snapshot(state.release))
         yield ("release", state.release), lambda: pb.ToNode(release=release)

@@ -23,6 +23,7 @@ from ckptd_client.arena import FREE, HELD
 from ckptd_client.messages import Item
 
 _log = structlog.get_logger(__name__)
+_REMEMBERED = 64  # given-up snapshots whose next attempt number is known; far more than can be open
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class LocalSnapshot:
     """One snapshot, as far as it lies on this node."""
 
     id: Snapshot
+    number: int
     slots: dict[int, SealedSlot] = field(default_factory=dict)
     missed: dict[int, str] = field(default_factory=dict)
     upload: asyncio.Task[None] | None = None
@@ -62,24 +64,35 @@ class LocalSnapshot:
 
     @property
     def attempt(self) -> Attempt:
-        """The attempt that makes it durable."""
-        return Attempt(self.id, 0)
+        """The try at making it durable."""
+        return Attempt(self.id, self.number)
+
+    @property
+    def _attempt(self) -> pb.Attempt:
+        return pb.Attempt(snapshot=snapshot_to_pb(self.id), number=self.number)
 
     def facts(self) -> Iterator[pb.FromNode]:
         """What the coordinator must know of it."""
         if self.committed:
             return
         for rank in self.slots:
-            yield pb.FromNode(sealed=pb.Sealed(snapshot=snapshot_to_pb(self.id), rank=rank))
-        for rank, reason in self.missed.items():
-            yield pb.FromNode(missed=pb.Missed(snapshot=snapshot_to_pb(self.id), rank=rank, reason=reason))
+            yield self.sealed(rank)
+        for rank in self.missed:
+            yield self.missing(rank)
         if self.part is not None:
             yield self.uploaded(self.part)
 
+    def sealed(self, rank: int) -> pb.FromNode:
+        """The message that a rank has staged its share."""
+        return pb.FromNode(sealed=pb.Sealed(attempt=self._attempt, rank=rank))
+
+    def missing(self, rank: int) -> pb.FromNode:
+        """The message that a rank can't take part."""
+        return pb.FromNode(missed=pb.Missed(attempt=self._attempt, rank=rank, reason=self.missed[rank]))
+
     def uploaded(self, part: bytes) -> pb.FromNode:
         """The message that all of this node's share is in the store."""
-        attempt = pb.Attempt(snapshot=snapshot_to_pb(self.id), number=self.attempt.number)
-        return pb.FromNode(uploaded=pb.Uploaded(attempt=attempt, ranks=sorted(self.slots), part=part))
+        return pb.FromNode(uploaded=pb.Uploaded(attempt=self._attempt, ranks=sorted(self.slots), part=part))
 
 
 class Snapshots:
@@ -90,12 +103,13 @@ class Snapshots:
         self._node = node
         self._send = send
         self._all: dict[Snapshot, LocalSnapshot] = {}
+        self._next_number: dict[Snapshot, int] = {}
         self._frees: set[asyncio.Task[None]] = set()
 
     def sealed(self, snapshot: Snapshot, slot: SealedSlot, local_ranks: int) -> None:
         """A rank sealed its share; ``local_ranks`` is how many ranks of that generation this node has."""
         slot.hosted.hold()
-        local = self._all.setdefault(snapshot, LocalSnapshot(snapshot))
+        local = self._local(snapshot)
         if slot.rank in local.slots or local.upload is not None:
             _log.warning("sealed_twice", job=self._job, snapshot=str(snapshot), rank=slot.rank)
             slot.tell(None, "this step was already saved in this world")
@@ -103,20 +117,20 @@ class Snapshots:
             return
         slot.hosted.arena.mark(slot.index, HELD, (snapshot.generation.epoch, snapshot.generation.n), snapshot.step)
         local.slots[slot.rank] = slot
-        self._send(pb.FromNode(sealed=pb.Sealed(snapshot=snapshot_to_pb(snapshot), rank=slot.rank)))
+        self._send(local.sealed(slot.rank))
         if len(local.slots) >= local_ranks:
             local.upload = asyncio.create_task(self._upload(local))
 
     def missed(self, snapshot: Snapshot, rank: int, reason: str) -> None:
         """A rank can't take part."""
-        local = self._all.setdefault(snapshot, LocalSnapshot(snapshot))
+        local = self._local(snapshot)
         local.missed[rank] = reason
-        self._send(pb.FromNode(missed=pb.Missed(snapshot=snapshot_to_pb(snapshot), rank=rank, reason=reason)))
+        self._send(local.missing(rank))
 
     def committed(self, message: pb.Committed) -> None:
         """It is durable; the slots stay until a newer snapshot is complete, or free now if their trainers are dead."""
         local = self._all.get(snapshot_from_pb(message.attempt.snapshot))
-        if local is None or local.committed:
+        if local is None or local.committed or local.number != message.attempt.number:
             return
         local.committed = True
         _log.info("durable", job=self._job, snapshot=str(local.id), seq=message.seq)
@@ -126,9 +140,13 @@ class Snapshots:
             self._free(local)
 
     def aborted(self, message: pb.Aborted) -> None:
-        """It was given up."""
-        local = self._all.get(snapshot_from_pb(message.attempt.snapshot))
-        if local is None or local.committed:
+        """It was given up. Whoever seals it again does so under the next number, on all nodes alike."""
+        snapshot = snapshot_from_pb(message.attempt.snapshot)
+        self._next_number[snapshot] = max(self._next_number.get(snapshot, 0), message.attempt.number + 1)
+        while len(self._next_number) > _REMEMBERED:
+            del self._next_number[min(self._next_number)]
+        local = self._all.get(snapshot)
+        if local is None or local.committed or local.number != message.attempt.number:
             return
         _log.warning("aborted", job=self._job, snapshot=str(local.id), reason=message.reason)
         for slot in local.slots.values():
@@ -160,6 +178,11 @@ class Snapshots:
             self._free(local)
         if self._frees:
             await asyncio.wait(self._frees)
+
+    def _local(self, snapshot: Snapshot) -> LocalSnapshot:
+        if snapshot not in self._all:
+            self._all[snapshot] = LocalSnapshot(snapshot, self._next_number.get(snapshot, 0))
+        return self._all[snapshot]
 
     def _free(self, local: LocalSnapshot) -> None:
         del self._all[local.id]

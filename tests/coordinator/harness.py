@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from ckptd.coordinator.convert import to_generation, to_snapshot
+from ckptd.coordinator.convert import to_attempt, to_generation
 from ckptd.coordinator.durable import Quarantined, Settled, TailAbsent
 from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, QuarantineJob
 from ckptd.coordinator.engine import Engine
@@ -167,12 +167,12 @@ class FakeNode:
         ]
         self.say(heartbeat=pb.Heartbeat(ranks=ranks))
 
-    def sealed(self, snapshot: Snapshot, *ranks: int) -> None:
+    def sealed(self, snapshot: Snapshot, *ranks: int, number: int = 0) -> None:
         for rank in ranks:
-            self.say(sealed=pb.Sealed(snapshot=to_snapshot(snapshot), rank=rank))
+            self.say(sealed=pb.Sealed(attempt=to_attempt(Attempt(snapshot, number)), rank=rank))
 
-    def uploaded(self, snapshot: Snapshot, *ranks: int) -> None:
-        attempt = pb.Attempt(snapshot=to_snapshot(snapshot), number=0)
+    def uploaded(self, snapshot: Snapshot, *ranks: int, number: int = 0) -> None:
+        attempt = to_attempt(Attempt(snapshot, number))
         self.say(uploaded=pb.Uploaded(attempt=attempt, ranks=ranks, part=self.name.encode()))
 
     def finished(self, generation: Generation, rank: int) -> None:

@@ -13,13 +13,13 @@ import pytest
 from ckptd.commit.leader import LeaderHint, find_leader, read_hint, write_hint
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import take_office
-from ckptd.coordinator.convert import to_generation, to_snapshot
+from ckptd.coordinator.convert import to_attempt, to_generation
 from ckptd.coordinator.leader import check_free
 from ckptd.coordinator.main import OK, STEPPED_DOWN, check_bind, run_coordinator
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.service import StreamLink
 from ckptd.errors import ConfigError, JobInUseError
-from ckptd.model.ids import Generation, Snapshot
+from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.records import digest
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
@@ -109,8 +109,8 @@ class Daemon:
         await self.say(heartbeat=pb.Heartbeat(ranks=[pb.RankStatus(generation=id, rank=rank, step=1)]))
 
     async def store(self, snapshot: Snapshot, rank: int) -> None:
-        await self.say(sealed=pb.Sealed(snapshot=to_snapshot(snapshot), rank=rank))
-        attempt = pb.Attempt(snapshot=to_snapshot(snapshot), number=0)
+        attempt = to_attempt(Attempt(snapshot, 0))
+        await self.say(sealed=pb.Sealed(attempt=attempt, rank=rank))
         await self.say(uploaded=pb.Uploaded(attempt=attempt, ranks=[rank], part=self.name.encode()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptd.coordinator.convert import to_generation, to_snapshot
+from ckptd.coordinator.convert import to_attempt, to_generation
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from tests.coordinator.harness import Bench, FakeNode
@@ -71,11 +71,25 @@ def test_missed_aborts_everywhere_at_once():
     a, b, generation = bench.two()
     snapshot = Snapshot(generation, 100)
     a.sealed(snapshot, 0)
-    b.say(missed=pb.Missed(snapshot=to_snapshot(snapshot), rank=1, reason="no free slot"))
+    b.say(missed=pb.Missed(attempt=to_attempt(Attempt(snapshot, 0)), rank=1, reason="no free slot"))
     assert "no free slot" in bench.log.aborted[Attempt(snapshot, 0)]
     assert a.told("aborted") and b.told("aborted")
     b.sealed(snapshot, 1)
     assert not bench.engine.state.snapshots, "what is settled stays settled"
+
+
+def test_what_was_given_up_may_be_tried_again():
+    """The last step of a job must not be lost because a daemon died in mid-upload: its ranks seal it once more."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    snapshot = Snapshot(generation, 100)
+    a.sealed(snapshot, 0)
+    b.say(missed=pb.Missed(attempt=to_attempt(Attempt(snapshot, 0)), rank=1, reason="its daemon was lost"))
+    for node, rank in ((a, 0), (b, 1)):
+        node.sealed(snapshot, rank, number=1)
+        b.sealed(snapshot, 1)  # a late word about the first try changes nothing
+        node.uploaded(snapshot, rank, number=1)
+    assert [str(commit.attempt) for commit in bench.log.commits] == [f"{snapshot}.1"]
 
 
 def test_release_waits_for_a_newer_complete_one_and_older_open_ones():

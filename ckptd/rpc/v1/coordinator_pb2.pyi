@@ -237,22 +237,22 @@ class RestoreReport(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., rank: _Optional[int] = ..., error: _Optional[str] = ..., corrupt: bool = ...) -> None: ...
 
 class Sealed(_message.Message):
-    __slots__ = ("snapshot", "rank")
-    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("attempt", "rank")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
-    snapshot: Snapshot
+    attempt: Attempt
     rank: int
-    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
+    def __init__(self, attempt: _Optional[_Union[Attempt, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Missed(_message.Message):
-    __slots__ = ("snapshot", "rank", "reason")
-    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("attempt", "rank", "reason")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    snapshot: Snapshot
+    attempt: Attempt
     rank: int
     reason: str
-    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., rank: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, attempt: _Optional[_Union[Attempt, _Mapping]] = ..., rank: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Uploaded(_message.Message):
     __slots__ = ("attempt", "ranks", "part")

@@ -1,0 +1,64 @@
+"""From SIGKILL of a node to its detection and to the first new step of the node that is left: the demo, several times."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from benchmarks.result import Result, from_rounds
+from chaos.tools import ROOT
+from ckptd.config import CoordinatorSettings
+from ckptd.demo.story import Options, Report, Story, run_reference
+from ckptd.store.open import open_store
+
+_STEPS = 30
+_EVERY = 5
+_KILL_AFTER = 12
+
+
+def measure(total_bytes: int, rounds: int) -> list[Result]:
+    """``total_bytes`` is not used: the demo's model is small, so what is measured is waiting and starting, not reading."""
+    load = os.getloadavg()[0]
+    top = Path(tempfile.mkdtemp(prefix="ckptd-bench-"))
+    losses: dict[int, float] = {}
+    reports = []
+    for number in range(rounds):
+        options = _options(top / f"r{number}")
+        losses = losses or run_reference(options)
+        reports.append(_tell(options, losses))
+    shutil.rmtree(top)
+    settings = CoordinatorSettings()  # type: ignore[call-arg]
+    notes = {
+        "every_loss_as_undisturbed": True,
+        "heartbeat_seconds": settings.heartbeat_seconds,
+        "lease_seconds": settings.lease_seconds,
+        "debounce_seconds": settings.debounce_seconds,
+        "steps_lost": [report.steps_lost for report in reports],
+    }
+    detect = {"ckptd": [report.detect_seconds for report in reports]}
+    step = {"ckptd": [report.first_step_seconds for report in reports]}
+    return [
+        from_rounds(
+            "recovery_detect", "seconds from SIGKILL of a node to detection", "s", detect, None, notes=notes, load=load
+        ),
+        from_rounds(
+            "recovery", "seconds from SIGKILL of a node to the first new step", "s", step, None, notes=notes, load=load
+        ),
+    ]
+
+
+def _options(directory: Path) -> Options:
+    """Nobody comes back; the directory's parent names the arenas, so each run has its own."""
+    logs = directory / "logs"
+    logs.mkdir(parents=True)
+    script = ROOT / "examples" / "train_gpt.py"
+    return Options(str(directory / "store"), script, logs, _STEPS, _EVERY, _KILL_AFTER, False)
+
+
+def _tell(options: Options, losses: dict[int, float]) -> Report:
+    report = Story(options, open_store(options.store), print).tell(losses)
+    if report.problems:
+        raise RuntimeError(f"the demo did not hold; logs in {options.directory}: {report.problems}")
+    return report

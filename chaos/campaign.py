@@ -1,0 +1,142 @@
+"""A campaign: seeded victims at seeded moments, and after each the question whether all that was promised held."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.scene import EVERY_STEPS, FROZEN_MB, TRAINER, ChaosError, Scene, needed
+from chaos.victims import REGROUPS, STRIKES
+from ckptd.demo.process import Output, Process
+from ckptd.demo.verdict import read_steps, wrong_losses
+
+LAST_STEPS = 40
+END_SECONDS = 120.0
+_REFERENCE_SECONDS = 240.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What to do. All that is random follows from the seed. ``each``: every victim at least once, before any twice."""
+
+    seed: int
+    kills: int
+    victims: Sequence[str]
+    minio: bool
+
+    def drawn(self) -> list[str]:
+        """The victims in their order: all kinds in turn, each round shuffled."""
+        rng = random.Random(f"victims {self.seed}")
+        order: list[str] = []
+        while len(order) < self.kills:
+            order += rng.sample(list(self.victims), len(self.victims))
+        return order[: self.kills]
+
+    def repeat(self) -> str:
+        """The command that does the same again."""
+        store = "minio" if self.minio else "directory"
+        victims = ",".join(self.victims)
+        return f"make chaos ARGS='--seed {self.seed} --kills {self.kills} --victims {victims} --store {store}'"
+
+
+def run(orders: Orders, directory: Path, say: Say) -> None:
+    """Do it. Raises ChaosError or DemoError as soon as something does not hold."""
+    scene = Scene(directory, orders.minio)
+    try:
+        scene.start()
+        say("two nodes train together")
+        for number, victim in enumerate(orders.drawn(), 1):
+            rng = random.Random(f"kill {orders.seed} {number}")
+            _kill(scene, victim, rng, lambda text, number=number: say(f"{number}/{orders.kills} {text}"))  # type: ignore[misc]
+        _end(scene)
+        commits = len(scene.inspector.logbook.read().commits)
+        say(f"trained until step {scene.furthest()}, {commits} commits; comparing with an undisturbed run")
+        _compare(scene)
+    finally:
+        scene.close()
+
+
+def _kill(scene: Scene, victim: str, rng: random.Random, say: Say) -> None:
+    before = scene.wait_commit(scene.newest_commit())  # all is well
+    _moment(scene, rng)
+    node = rng.choice(scene.nodes)
+    worlds = len(scene.restored())
+    where = f" of node {node.name}" if victim in ("trainer", "daemon", "agent") else f" {node.name}" if victim == "node" else ""
+    step = scene.furthest()
+    killed = STRIKES[victim](scene, node, rng)
+    back = time.monotonic()
+    if victim in REGROUPS:
+        scene.wait_whole(back)
+    scene.wait_step(back)
+    first = next(seen for seen in scene.steps() if seen.seconds > killed and (victim not in REGROUPS or seen.step <= step + 1))
+    scene.wait_commit(max(before, scene.newest_commit()))
+    took = time.monotonic() - back
+    if victim not in REGROUPS and len(scene.restored()) != worlds:
+        raise ChaosError(f"the death of the {victim}{where} restarted workers")
+    scene.check()
+    say(f"{victim}{where} killed in step {step + 1}: goes on with step {first.step}, commits again {took:.1f} s after its return")
+
+
+def _moment(scene: Scene, rng: random.Random) -> None:
+    """Let a seeded part of the time between two snapshots go by, so that kills meet every phase of one."""
+    wanted = scene.furthest() // EVERY_STEPS * EVERY_STEPS + EVERY_STEPS + rng.randrange(EVERY_STEPS // 2)
+    scene.wait_step(time.monotonic(), max(1, wanted - scene.furthest()))
+    time.sleep(rng.uniform(0.0, 0.1))  # the moment itself, not a wait for anything
+
+
+def _end(scene: Scene) -> None:
+    """Let the job come to its end: exit code 0 everywhere, and nothing left behind."""
+    new = scene.end_file.with_suffix(".new")
+    new.write_text(str(scene.furthest() + LAST_STEPS))
+    new.rename(scene.end_file)
+    for node in scene.nodes:
+        code = needed(node.agent).wait(END_SECONDS)
+        if code != 0:
+            raise ChaosError(f"the agent of node {node.name} ended with exit code {code}")
+    scene.cluster.output.wait_for("the last line", lambda: _trained(scene), 10.0)
+    for process in [*(needed(node.daemon) for node in scene.nodes), needed(scene.cluster.coordinator)]:
+        process.signal(signal.SIGTERM)
+        code = process.wait(END_SECONDS)
+        if code != 0:
+            raise ChaosError(f"{process.name} ended with exit code {code}")
+    left = [f"{thing} of node {node.name}" for node in scene.nodes for thing in node.left_over()]
+    if left:
+        raise ChaosError(f"left behind: {', '.join(left)}")
+    scene.check(thorough=True)
+    newest = scene.inspector.logbook.read().newest
+    if newest is None or newest.step != scene.furthest():
+        raise ChaosError(f"the job ended with step {scene.furthest()}, and its last commit is {newest}")
+
+
+def _trained(scene: Scene) -> bool:
+    return any(line.text == f"trained until step {scene.furthest()}" for line in scene.cluster.output)
+
+
+def _compare(scene: Scene) -> None:
+    """Train the same in one plain process without any daemon: every step's loss must be the same."""
+    directory = scene.directory / "undisturbed"
+    directory.mkdir()
+    output = Output(directory)
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment |= {"CKPTD_SOCKET": str(directory / "none"), "CKPTD_JOB": "undisturbed", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TRAINER), "--until", str(scene.furthest()), "--frozen-mb", str(FROZEN_MB)]
+    process = Process("undisturbed", command, environment, output)
+    try:
+        code = process.wait(_REFERENCE_SECONDS)
+    finally:
+        process.stop()
+    output.wait_for("the last line of the undisturbed run", lambda: output.ended("undisturbed"), 10.0)
+    losses = {step.step: step.loss for step in read_steps(list(output))}
+    if code != 0 or len(losses) != scene.furthest():
+        raise ChaosError(f"the undisturbed run ended with {code} after {len(losses)} steps; its log is in {directory}")
+    wrong = wrong_losses(scene.steps(), losses)
+    if wrong:
+        raise ChaosError(f"{len(wrong)} steps differ from the undisturbed run, first: {'; '.join(wrong[:3])}")

@@ -1,0 +1,153 @@
+"""What a campaign disturbs, and how it is watched: a store, a cluster of two nodes, the job's own words, the checker."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from chaos.invariants import Inspector, Offer, Restored
+from chaos.minio import MinioServer
+from chaos.objects import DirectoryObjects, Objects, S3Objects
+from ckptd.demo.cluster import Cluster, Node, Plan
+from ckptd.demo.process import DemoError, Process, pids_with
+from ckptd.demo.verdict import Step, read_steps
+
+TRAINER = Path(__file__).with_name("trainer.py")
+EVERY_STEPS = 10
+PACE_SECONDS = 0.03
+FROZEN_MB = 2
+UPLOAD_BYTES_PER_SECOND = 4 << 20  # an upload takes about as long as the steps between two: a kill often meets one
+POLL_SECONDS = 0.02
+JOB = "chaos"
+
+_RESTORED = re.compile(r"restored rank=(\d+) step=(\d+) world=(\d+) generation=(\d+)-(\d+) pid=(\d+)")
+_OFFER = re.compile(r"NameRestore\(target=Target\(seq=(\d+), step=(\d+), manifest='(\w+)'\)\)")
+
+
+class ChaosError(DemoError):
+    """Something promised did not come about."""
+
+
+def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until ``condition`` holds. Raises ChaosError after ``seconds``."""
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up_at:
+            raise ChaosError(f"after {seconds:.0f} s still waiting for {what}")
+        time.sleep(POLL_SECONDS)
+
+
+class Scene:
+    """One job on two nodes, "a" and "b", that may be any number of them from one on."""
+
+    def __init__(self, directory: Path, minio: bool) -> None:
+        self.minio = MinioServer() if minio else None
+        self.directory = directory
+        self.end_file = directory / "end"
+        environment = {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(UPLOAD_BYTES_PER_SECOND)}
+        objects: Objects
+        if self.minio is None:
+            store = str(directory / "store")
+            objects = DirectoryObjects(directory / "store")
+        else:
+            self.minio.start()
+            store = self.minio.make_bucket("chaos")
+            objects = S3Objects(self.minio.client(), "chaos")
+            environment["CKPTD_STORE__STORAGE_OPTIONS"] = json.dumps(self.minio.storage_options)
+        arguments = ["--end-file", str(self.end_file), "--pace", str(PACE_SECONDS), "--frozen-mb", str(FROZEN_MB)]
+        plan = Plan(JOB, store, TRAINER, arguments, environment=environment)
+        self.cluster = Cluster(plan, directory, ["--every", str(EVERY_STEPS)])
+        self.inspector = Inspector(objects, JOB)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Both nodes."""
+        return [self.cluster.node(name) for name in ("a", "b")]
+
+    def start(self) -> None:
+        """Everything, up to the first step."""
+        self.cluster.start_coordinator()
+        for node in self.nodes:
+            node.start()
+        self.wait_whole(0.0)
+
+    def close(self) -> None:
+        """End all of it; the store goes last."""
+        self.cluster.close()
+        if self.minio is not None:
+            self.minio.close()
+
+    # ---- what is seen
+
+    def steps(self) -> list[Step]:
+        """All steps that were printed."""
+        return read_steps(list(self.cluster.output))
+
+    def furthest(self) -> int:
+        """The last step that was printed."""
+        return max((step.step for step in self.steps()), default=0)
+
+    def restored(self) -> list[Restored]:
+        """All ranks' words on what they restored, in the order of their coming."""
+        return [Restored(int(f[1]), int(f[2]), int(f[3]), (int(f[4]), int(f[5]))) for f in self._found(_RESTORED)]
+
+    def offers(self) -> list[Offer]:
+        """What coordinators named to restore."""
+        return [Offer(int(f[1]), int(f[2]), f[3]) for f in self._found(_OFFER)]
+
+    def trainer_pid(self, node: Node) -> int:
+        """The newest trainer of a node. Raises ChaosError when it is gone."""
+        pid = next((int(f[6]) for f in reversed(self._found(_RESTORED, f"{node.name}-agent"))), 0)
+        if pid not in self.pids(node):
+            raise ChaosError(f"the trainer of node {node.name} is gone before anybody killed it pid={pid}")
+        return pid
+
+    def pids(self, node: Node) -> list[int]:
+        """All living processes of a node."""
+        return pids_with("CKPTD_SOCKET", str(node.socket))
+
+    def _found(self, pattern: re.Pattern[str], source: str = "") -> list[re.Match[str]]:
+        found = ((line, pattern.search(line.text)) for line in self.cluster.output)
+        return [match for line, match in found if match and source in (line.source, "")]
+
+    def newest_commit(self) -> int:
+        """The log number of the newest commit in the store; -1 without one."""
+        newest = self.inspector.logbook.read().newest
+        return -1 if newest is None else newest.seq
+
+    # ---- what is waited for
+
+    def wait_step(self, after_seconds: float, count: int = 1, seconds: float = 60.0) -> None:
+        """``count`` new steps after a moment of the monotonic clock."""
+        what = f"{count} steps after the disturbance"
+        until(what, lambda: sum(step.seconds > after_seconds for step in self.steps()) >= count, seconds)
+
+    def wait_commit(self, after_seq: int, seconds: float = 60.0) -> int:
+        """A commit beyond log number ``after_seq``; its number."""
+        until(f"a commit after log record {after_seq}", lambda: self.newest_commit() > after_seq, seconds)
+        return self.newest_commit()
+
+    def wait_whole(self, after_seconds: float, seconds: float = 90.0) -> None:
+        """A step in a world of both nodes, as the newest step."""
+
+        def whole() -> bool:
+            steps = self.steps()
+            return bool(steps) and steps[-1].world == len(self.nodes) and steps[-1].seconds > after_seconds
+
+        until("a step of both nodes together", whole, seconds)
+
+    def check(self, thorough: bool = False) -> None:
+        """Raises ChaosError with all that does not hold in the store and in the job's words."""
+        problems = self.inspector.look(self.restored(), self.offers(), thorough)
+        if problems:
+            raise ChaosError("; ".join(problems))
+
+
+def needed(process: Process | None) -> Process:
+    """A process that was started."""
+    if process is None:
+        raise ChaosError("it was never started")
+    return process

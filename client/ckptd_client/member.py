@@ -1,0 +1,108 @@
+"""This rank's part in a generation: what it was told to restore, and whether all ranks hold that."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from ckptd_client.errors import CkptdError, ConfigError, DaemonUnavailableError, ProtocolError, RestoreError
+from ckptd_client.messages import PROTOCOL_VERSION, Gen, Hello, Message, RestoreAsk, RestoreInfo, RestoreReport
+from ckptd_client.place import Place
+from ckptd_client.session import ASK_SECONDS, REPORT_SECONDS, Pending, Session
+
+_log = logging.getLogger("ckptd")
+_NO_GENERATION: Final = (0, 0)
+
+
+class Member:
+    """Used by the training thread."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.session: Session
+        self.info: RestoreInfo | None = None
+        self.generation: Gen = _NO_GENERATION
+        self.base_seq = 0
+        self.joined = False  # we hold what the generation was told to restore, and all ranks said so
+        self._asked: Pending | None = None
+        self._reported: Pending | None = None
+
+    def hello(self) -> Hello:
+        """How this rank introduces itself, at first and after each reconnect."""
+        place = self._place
+        return Hello(
+            PROTOCOL_VERSION, "trainer", place.job, place.rank, place.world_size, place.local_rank, place.world_key,
+            self.generation if self.joined else _NO_GENERATION, self.base_seq,
+        )  # fmt: skip
+
+    def ask(self) -> RestoreInfo:
+        """What the generation restores; waits until every rank has asked. Raises DaemonUnavailableError or what a Failed says"""
+        if self.info is None:
+            reply, _ = self.session.request(RestoreAsk(self.session.next_id()), ASK_SECONDS)
+            self._take_info(reply)
+        assert self.info is not None
+        return self.info
+
+    def _take_info(self, reply: Message) -> None:
+        if not isinstance(reply, RestoreInfo):
+            raise ProtocolError(f"the daemon answered RestoreAsk with {type(reply).__name__}")
+        self.info, self.generation = reply, reply.generation
+
+    def report(self, error: str) -> None:
+        """Tell the daemon that this rank has its part, and wait for the others; an error is told without waiting."""
+        report = RestoreReport(self.session.next_id(), error[:2000])
+        try:
+            pending = self.session.begin(report)
+            if not error:
+                pending.take(REPORT_SECONDS)
+                self.joined = True
+        except DaemonUnavailableError as lost:
+            if not error:
+                raise RestoreError(f"can't tell whether all ranks have restored: {lost}") from lost
+
+    def forget(self) -> None:
+        """Ask anew: a new daemon knows nothing of our questions."""
+        self.info = self._asked = self._reported = None
+
+    def join(self) -> bool:
+        """Become part of a generation without having restored: only possible when there was nothing to restore. Never waits."""
+        try:
+            return self._join()
+        except CkptdError as error:
+            self.session.warn(f"not part of the job's world: {error}")
+            self.forget()
+            return False
+
+    def _join(self) -> bool:
+        if self.info is None:
+            self._asked = self._asked or self.session.begin(RestoreAsk(self.session.next_id()))
+            if not self._asked.ready():
+                return False
+            self._take_info(self._asked.take(0)[0])
+        if self.info is not None and self.info.seq >= 0:
+            _log.error(
+                "ckptd: the job has a checkpoint of step %d that this training did not start from; NOTHING IS SAVED."
+                " Restart it to go on from there, or use another job id",
+                self.info.step,
+            )
+            self.session.close()
+            return False
+        self._reported = self._reported or self.session.begin(RestoreReport(self.session.next_id(), ""))
+        if not self._reported.ready():
+            return False
+        self._reported.take(0)
+        self.joined = True
+        return True
+
+    def join_or_refuse(self) -> None:
+        """As `join`, but waits. Raises DaemonUnavailableError, ConfigError when the job has a checkpoint, RestoreError."""
+        if self.session.closed:
+            raise DaemonUnavailableError("the checkpointer is closed")
+        self.session.poll()
+        if self.joined:
+            return
+        if not self.session.connected:
+            raise DaemonUnavailableError("no daemon is there")
+        if self.ask().seq >= 0:
+            raise ConfigError("the job has a checkpoint; load() or restore() it before saving, or use another job id")
+        self.report("")
