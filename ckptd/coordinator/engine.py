@@ -111,6 +111,11 @@ class Engine:
         apply(self.state, node, message, now)
         self._wake()
 
+    def close_links(self) -> None:
+        """End all streams once what was queued has gone out."""
+        for link in self._links.values():
+            link.close()
+
     def log_done(self, result: LogResult) -> None:
         """The log's worker reports."""
         state, now = self.state, self._clock.monotonic()

@@ -83,6 +83,7 @@ async def run_coordinator(
             _ended(engine, woken, options, clock, exit_when_complete),
         )
     finally:
+        engine.close_links()
         await server.stop(STOP_SECONDS)
 
 

@@ -170,6 +170,8 @@ async def serve(service: CoordinatorService, bind: str, token: str | None) -> tu
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # Daemons ping every 10 s to notice a host that vanished; gRPC's default takes that for an attack.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.so_reuseport", 0),  # two coordinators on one port would each get half of the daemons
     ]
     server = grpc.aio.server(interceptors=interceptors, options=options)

@@ -41,7 +41,7 @@ class Job:
         self._complete: str | None = None
         self._regroup: m.Regroup | None = None
         self._arena_lock = asyncio.Lock()
-        self._running = asyncio.create_task(self._link.run())
+        self._running = node.watch.spawn(self._link.run())
 
     # ---- from this node
 
@@ -113,8 +113,7 @@ class Job:
     async def close(self, drain_seconds: float) -> None:
         """Finish uploads, say goodbye."""
         await self.snapshots.drain(drain_seconds)
-        self._link.close()
-        await asyncio.wait([self._running], timeout=self.node.settings.daemon.connect_seconds)
+        await self._link.close(self._running)
 
     # ---- to and from the coordinator
 

@@ -6,7 +6,6 @@ Nothing is queued while it is down; after each connect all facts are said again 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import grpc
@@ -25,7 +24,15 @@ from ckptd_client.messages import PROTOCOL_VERSION
 _log = structlog.get_logger(__name__)
 _QUEUE = 4096
 _MESSAGE_BYTES = 64 << 20
-_BACKOFF_SECONDS = 2.0
+_BACKOFF_SECONDS = 1.0  # well below a lease: after its own restart a coordinator waits for its members just so long
+_GOODBYE_SECONDS = 1.0
+_CHANNEL = [
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    # A coordinator whose host vanished without a word: noticed by unanswered pings, not by TCP's patience of many minutes.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
 
 
 class Link:
@@ -45,26 +52,31 @@ class Link:
         self._heartbeat = heartbeat
         self._handle = handle
         self._queue: asyncio.Queue[pb.FromNode | None] | None = None
-        self._closing = asyncio.Event()
+        self._closing = False
         self._said = ""
 
     def send(self, message: pb.FromNode) -> None:
         """Send now, or never."""
         if self._queue is None:
             return
-        try:
-            self._queue.put_nowait(message)
-        except asyncio.QueueFull:
-            self._queue = None  # too slow to be of use: the stream ends, and the next one begins with the facts
+        self._queue.put_nowait(message)
+        if self._queue.qsize() > _QUEUE:
+            self._end_stream()  # too slow to be of use; the next stream begins with the facts
 
-    def close(self) -> None:
-        """End the stream with a goodbye, and don't make another."""
-        self.send(pb.FromNode(goodbye=pb.Goodbye(reason="the daemon was told to stop")))
-        self._closing.set()
+    async def close(self, running: asyncio.Task[None]) -> None:
+        """End the stream with a goodbye, if it is up, and the task that runs it."""
+        self._closing = True
+        if self._queue is not None:
+            self.send(pb.FromNode(goodbye=pb.Goodbye(reason="the daemon was told to stop")))
+            self._end_stream()
+            await asyncio.wait([running], timeout=_GOODBYE_SECONDS)
+        running.cancel()
+        await asyncio.wait([running])
+
+    def _end_stream(self) -> None:
         queue, self._queue = self._queue, None
         if queue is not None:
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(None)
+            queue.put_nowait(None)
 
     async def run(self) -> None:
         """Keep a stream to whoever is the coordinator now."""
@@ -73,7 +85,7 @@ class Link:
             wait=wait_random_exponential(multiplier=0.1, max=_BACKOFF_SECONDS),
             before_sleep=self._say,
         )
-        while not self._closing.is_set():
+        while not self._closing:
             await retrying(self._connect_once)
 
     def _say(self, attempt: RetryCallState) -> None:
@@ -85,21 +97,18 @@ class Link:
 
     async def _connect_once(self) -> None:
         """One stream's life. Returns when it is over after it was up; raises when it never came up."""
-        if self._closing.is_set():
-            return
         settings = self._node.settings.daemon
         hint = None if settings.coordinator else await read_hint(self._node.store, self._job)
         address = settings.coordinator or (hint.address if hint is not None else None)
         if address is None:
             raise UnavailableError(f"no coordinator has announced itself; start `ckptd coordinator --job {self._job}`")
-        options = [("grpc.max_receive_message_length", _MESSAGE_BYTES), ("grpc.max_send_message_length", _MESSAGE_BYTES)]
-        async with grpc.aio.insecure_channel(address, options) as channel:
+        async with grpc.aio.insecure_channel(address, _CHANNEL) as channel:
             async with asyncio.timeout(settings.connect_seconds):
-                await channel.channel_ready()
+                await _ready(channel, address)
             await self._converse(CoordinatorStub(channel), address)
 
     async def _converse(self, stub: CoordinatorStub, address: str) -> None:
-        queue: asyncio.Queue[pb.FromNode | None] = asyncio.Queue(_QUEUE)
+        queue: asyncio.Queue[pb.FromNode | None] = asyncio.Queue()  # bounded by `send`
         queue.put_nowait(
             pb.FromNode(
                 hello=pb.NodeHello(
@@ -118,7 +127,7 @@ class Link:
                     _log.info("coordinator", job=self._job, address=address, epoch=message.welcome.epoch)
                     self._said = ""
                     for fact in self._facts():
-                        await queue.put(fact)
+                        queue.put_nowait(fact)
                     self._queue = queue
                     beating = asyncio.create_task(self._beat(queue, message.welcome.heartbeat_seconds))
                 elif kind == "refused":
@@ -151,3 +160,16 @@ class Link:
                 f"daemon and coordinator look at different stores; give both the same --store"
                 f" store={self._node.store.url} job={self._job}"
             )
+
+
+async def _ready(channel: grpc.aio.Channel, address: str) -> None:
+    """Wait until the channel is up. Raises UnavailableError at its first failure.
+
+    `channel_ready` would go on to dial an address that nobody listens on, while the next coordinator announces another one.
+    """
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            raise UnavailableError(f"no coordinator answers at {address}")
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)

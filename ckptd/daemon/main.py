@@ -15,7 +15,7 @@ import structlog
 
 from ckptd.config import Settings, read_token
 from ckptd.daemon.arenas import ArenaHost
-from ckptd.daemon.node import Node
+from ckptd.daemon.node import Node, Watch
 from ckptd.daemon.server import Server, listen
 from ckptd.pipeline.write import WriteOptions
 from ckptd.store.base import Store
@@ -60,6 +60,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
                 concurrency=settings.store.concurrency,
             ),
             token=read_token(daemon.token_file),
+            watch=Watch(),
         )
         server = Server(node, sock)
         stop = asyncio.Event()
@@ -67,11 +68,14 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         _log.info("daemon_ready", node=node.name, socket=str(path), store=bare.url)
         ready(path)
-        serving = asyncio.create_task(server.serve())
+        serving = node.watch.spawn(server.serve())
+        node.watch.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
         _log.info("daemon_stopping", node=node.name)
         serving.cancel()
         await server.close()
+        if node.watch.failed.done():
+            await node.watch.failed  # raises what failed
         node.pool.shutdown()
         arenas.close()
         await bare.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,6 +11,27 @@ from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.pipeline.write import WriteOptions
 from ckptd.store.base import Store
+
+
+class Watch:
+    """Tasks that must not fail: if one does, the daemon ends with its error, loudly; its supervisor starts a new one."""
+
+    def __init__(self) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run it as a task."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failed.done():
+            self.failed.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +51,7 @@ class Node:
     segment_numbers: Iterator[int]
     write_options: WriteOptions
     token: str | None
+    watch: Watch
 
     @property
     def writer(self) -> str:

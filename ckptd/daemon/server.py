@@ -76,7 +76,7 @@ class Server:
             if len(self._conversations) >= _CONNECTIONS:
                 sock.close()
                 continue
-            task = asyncio.create_task(self._converse(sock))
+            task = self._node.watch.spawn(self._converse(sock))
             self._conversations.add(task)
             task.add_done_callback(self._conversations.discard)
 

@@ -119,7 +119,7 @@ class Snapshots:
         local.slots[slot.rank] = slot
         self._send(local.sealed(slot.rank))
         if len(local.slots) >= local_ranks:
-            local.upload = asyncio.create_task(self._upload(local))
+            local.upload = self._node.watch.spawn(self._upload(local))
 
     def missed(self, snapshot: Snapshot, rank: int, reason: str) -> None:
         """A rank can't take part."""
@@ -186,7 +186,7 @@ class Snapshots:
 
     def _free(self, local: LocalSnapshot) -> None:
         del self._all[local.id]
-        task = asyncio.create_task(self._free_when_idle(local))
+        task = self._node.watch.spawn(self._free_when_idle(local))
         self._frees.add(task)
         task.add_done_callback(self._frees.discard)
 

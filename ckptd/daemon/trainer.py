@@ -123,7 +123,7 @@ class Trainer:
             except CkptdError as error:
                 self._peer.fail(request, error)
 
-        task = asyncio.create_task(guarded())
+        task = self._job.node.watch.spawn(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

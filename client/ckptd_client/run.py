@@ -216,7 +216,9 @@ def _start_servers(options: argparse.Namespace) -> list[Server]:
         store = str(Path("ckptd-checkpoints").resolve())
     where += ["--store", store] if store else []
     every = ["--every", str(options.every)] if options.every else []
-    coordinator = Server("coordinator", [*program, "coordinator", "--job", options.job, *where, *every], lambda: True)
+    coordinator = Server(
+        "coordinator", [*program, "coordinator", "--job", options.job, "--exit-when-complete", *where, *every], lambda: True
+    )
     daemon = Server("daemon", [*program, "daemon", *where], lambda: not _daemon_answers())
     servers = [coordinator, daemon]
     deadline = time.monotonic() + _READY_SECONDS
