@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -51,6 +53,7 @@ class ArenaHost:
         """Take the directory. Raises ConfigError when it isn't ours, is shared with a living daemon or can't be made."""
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
+        self._lock_used = threading.Lock()
         self._directory = directory
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,41 +82,43 @@ class ArenaHost:
         hosted.hold()
         return hosted
 
-    @contextmanager
-    def ring(self, buffers: int, buffer_bytes: int) -> Iterator[tuple[int, memoryview]]:
+    @asynccontextmanager
+    async def ring(self, buffers: int, buffer_bytes: int) -> AsyncIterator[tuple[int, memoryview]]:
         """A restore ring: (descriptor, memory). Raises ResourceError when it doesn't fit."""
         size = buffers * buffer_bytes
-        path, fd = self._reserve(size)
+        path, fd = await asyncio.to_thread(self._reserve, size)
         path.unlink()
         try:
-            memory = mmap.mmap(fd, size)
-            yield fd, memoryview(memory)
+            yield fd, memoryview(mmap.mmap(fd, size))
         finally:
             os.close(fd)
             self.give_back(size)
 
     def _reserve(self, size: int) -> tuple[Path, int]:
-        if self._used_bytes + size > self._limit_bytes:
-            raise ResourceError(
-                f"shared memory for {size} bytes would exceed arena.limit_bytes; raise it, or use fewer slots"
-                f" limit_bytes={self._limit_bytes} used_bytes={self._used_bytes}"
-            )
+        with self._lock_used:
+            if self._used_bytes + size > self._limit_bytes:
+                raise ResourceError(
+                    f"shared memory for {size} bytes would exceed arena.limit_bytes; raise it, or use fewer slots"
+                    f" limit_bytes={self._limit_bytes} used_bytes={self._used_bytes}"
+                )
+            self._used_bytes += size
         fd, name = tempfile.mkstemp(suffix=_SUFFIX, dir=self._directory)
         try:
             os.posix_fallocate(fd, 0, size)  # a full tmpfs is an error here, never a SIGBUS later
         except OSError as error:
             os.close(fd)
             os.unlink(name)
+            self.give_back(size)
             raise ResourceError(
                 f"{self._directory} has no room for {size} bytes; make the tmpfs larger, or point arena.directory elsewhere"
                 f" error={error}"
             ) from error
-        self._used_bytes += size
         return Path(name), fd
 
     def give_back(self, size: int) -> None:
         """Account for freed memory."""
-        self._used_bytes -= size
+        with self._lock_used:
+            self._used_bytes -= size
 
     def close(self) -> None:
         """Remove what is left and let go of the directory."""

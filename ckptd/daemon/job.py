@@ -66,7 +66,7 @@ class Job:
         await peer.exited.wait()
         if self._ranks.by_place.get((record.world_key, record.rank)) is record:
             record.gone = "the trainer's process ended"
-            self.send(list(record.facts())[-1])
+            self.send(record.lost())
 
     async def agent(self, peer: Peer, generation: m.Gen) -> None:
         """Serve the agent until it is gone. ``generation`` is the one that it says to be part of."""
@@ -109,6 +109,12 @@ class Job:
         """One at a time: the sum of all arenas is bounded. Raises ResourceError."""
         async with self._arena_lock:
             return await asyncio.to_thread(self.node.arenas.create, slots, slot_bytes)
+
+    @property
+    def deserted(self) -> bool:
+        """Nobody on this node needs it any more, and the coordinator has heard all that there was to say."""
+        agents = self._agent is not None and not self._agent.peer.exited.is_set()
+        return not (self._trainers or agents) and self.snapshots.settled and self._link.connected
 
     async def close(self, drain_seconds: float) -> None:
         """Finish uploads, say goodbye."""

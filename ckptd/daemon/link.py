@@ -55,6 +55,11 @@ class Link:
         self._closing = False
         self._said = ""
 
+    @property
+    def connected(self) -> bool:
+        """Whether a coordinator is listening."""
+        return self._queue is not None
+
     def send(self, message: pb.FromNode) -> None:
         """Send now, or never."""
         if self._queue is None:

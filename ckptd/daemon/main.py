@@ -69,10 +69,12 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
         _log.info("daemon_ready", node=node.name, socket=str(path), store=bare.url)
         ready(path)
         serving = node.watch.spawn(server.serve())
+        tidying = node.watch.spawn(server.forget_deserted())
         node.watch.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
         _log.info("daemon_stopping", node=node.name)
         serving.cancel()
+        tidying.cancel()
         await server.close()
         if node.watch.failed.done():
             await node.watch.failed  # raises what failed

@@ -43,10 +43,11 @@ class Peer:
         return await self._inbox.get()
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
-        """Send; False when the peer is gone (its reader's end tells the rest)."""
+        """Send; False when the peer is gone or doesn't read: then the connection ends, for half a message can't be mended."""
         try:
             self._connection.send(message, fds)
         except DaemonUnavailableError:
+            self.close()
             return False
         return True
 

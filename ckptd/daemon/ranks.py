@@ -74,15 +74,19 @@ class RankRecord:
         if self.finished:
             yield pb.FromNode(finished=pb.Finished(generation=to_pb(self.generation), rank=self.rank))
         if self.gone:
-            yield pb.FromNode(
-                rank_gone=pb.RankGone(
-                    generation=to_pb(self.generation),
-                    world_key=self.world_key,
-                    rank=self.rank,
-                    process=self.process,
-                    reason=self.gone,
-                )
+            yield self.lost()
+
+    def lost(self) -> pb.FromNode:
+        """The message that this rank's process has ended."""
+        return pb.FromNode(
+            rank_gone=pb.RankGone(
+                generation=to_pb(self.generation),
+                world_key=self.world_key,
+                rank=self.rank,
+                process=self.process,
+                reason=self.gone,
             )
+        )
 
 
 @dataclass(slots=True)

@@ -117,7 +117,7 @@ class Restores:
         size = max([size, *(read.raw_bytes for read in reads)])
         size = -(-size // PAGE) * PAGE
         buffers = max(1, min(len(reads), node.settings.arena.ring_bytes // size))
-        with node.arenas.ring(buffers, size) as (fd, memory):
+        async with node.arenas.ring(buffers, size) as (fd, memory):
             ring = Ring(memory, buffers, size)
             lend(ring)
             try:

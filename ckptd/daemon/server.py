@@ -23,7 +23,8 @@ from ckptd_client.wire import Connection, dial
 _log = structlog.get_logger(__name__)
 _CONNECTIONS = 1024
 _HELLO_SECONDS = 10.0
-_SEND_SECONDS = 10
+_SEND_SECONDS = 1  # a peer that leaves its socket full for so long is cut off; it blocks the event loop meanwhile
+_DESERTED_SECONDS = 60.0
 _UCRED = struct.Struct("3i")
 
 
@@ -122,6 +123,15 @@ class Server:
         peer.send(Welcome(PROTOCOL_VERSION, self._node.name, self._node.incarnation))
         peer.start()
         await (job.trainer(peer, hello) if hello.role == "trainer" else job.agent(peer, hello.generation))
+
+    async def forget_deserted(self) -> None:
+        """Let go of jobs that nobody here works on: each costs a stream, and looks for its coordinator for ever."""
+        while True:
+            quiet = {name for name, job in self._jobs.items() if job.deserted}
+            await asyncio.sleep(_DESERTED_SECONDS)
+            for name in [name for name in quiet if name in self._jobs and self._jobs[name].deserted]:
+                _log.info("job_forgotten", job=name)
+                await self._jobs.pop(name).close(0)
 
     def _hello(self, connection: Connection, uid: int) -> tuple[Hello, int]:
         """In a thread: wait for the first message. Raises CkptdError for anything but a good Hello of this user."""

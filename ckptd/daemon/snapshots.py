@@ -153,6 +153,11 @@ class Snapshots:
             slot.tell(None, message.reason)
         self._free(local)
 
+    @property
+    def settled(self) -> bool:
+        """Nothing lies here whose fate is open."""
+        return all(local.committed for local in self._all.values())
+
     def release_before(self, snapshot: Snapshot) -> None:
         """A newer snapshot is complete on all ranks: older ones may go, once they are committed."""
         for local in [local for local in self._all.values() if local.id < snapshot and local.committed]:
