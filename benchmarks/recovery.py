@@ -25,7 +25,7 @@ def measure(total_bytes: int, rounds: int) -> list[Result]:
     losses: dict[int, float] = {}
     reports = []
     for number in range(rounds):
-        options = _options(top / f"r{number}")
+        options = _options(top / f"{top.name}-{number}")
         losses = losses or run_reference(options)
         reports.append(_tell(options, losses))
     shutil.rmtree(top)
@@ -50,7 +50,7 @@ def measure(total_bytes: int, rounds: int) -> list[Result]:
 
 
 def _options(directory: Path) -> Options:
-    """Nobody comes back; the directory's parent names the arenas, so each run has its own."""
+    """Nobody comes back; the name of the logs' parent is also that of the arenas, so each run has its own."""
     logs = directory / "logs"
     logs.mkdir(parents=True)
     script = ROOT / "examples" / "train_gpt.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from benchmarks import durable, memory, recovery, stall
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="counted rounds; default by figure: " + str(_ROUNDS))
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the state, over all ranks")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all that was started is ended
     results: list[Result] = []
     for name in [options.figure] if options.figure else list(_FIGURES):
         print(f"{name}: load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 from chaos.minio import ACCESS_KEY, REGION, SECRET_KEY, MinioServer
 from chaos.server import free_port
 from ckptd.demo.cluster import Cluster, Plan
-from ckptd.demo.process import Process
+from ckptd.demo.process import Line, Process
 
 WORKER = Path(__file__).with_name("worker.py")
 RANKS = 2
@@ -37,6 +37,7 @@ class Stage:
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": REGION,
+            "BENCH_TRASH": str(self._minio.directory / "data" / ".minio.sys" / "tmp" / ".trash"),
         }
         plan = Plan(_JOB, f"{self.bucket}/ckptd", WORKER, [], environment=environment)
         self._cluster = Cluster(plan, directory, ["--every", "1000000"])
@@ -80,18 +81,18 @@ class Stage:
             ranks.append(Process(f"w{self._worlds}-{rank}", command, environment, output))
 
         def over() -> bool:
-            codes = [rank.code for rank in ranks]
-            return all(output.ended(rank.name) for rank in ranks) or any(code not in (None, 0) for code in codes)
+            codes = [process.code for process in ranks]
+            return all(output.ended(process.name) for process in ranks) or any(code not in (None, 0) for code in codes)
 
         output.wait_for("the ranks' end", over, _WORLD_SECONDS)
-        for rank in ranks:
-            if (code := rank.code if rank.code is not None else rank.wait(30.0)) != 0:
-                text = "\n".join(line.text for line in output if line.source == rank.name)
-                raise RuntimeError(f"{rank.name} ended with {code}; logs in {self._top}\n{text[-3000:]}")
-        return [[json.loads(line.text) for line in output if _from(line, rank.name)] for rank in ranks]
+        for process in ranks:
+            if (code := process.code if process.code is not None else process.wait(30.0)) != 0:
+                text = "\n".join(line.text for line in output if line.source == process.name)
+                raise RuntimeError(f"{process.name} ended with {code}; logs in {self._top}\n{text[-3000:]}")
+        return [[json.loads(line.text) for line in output if _from(line, process.name)] for process in ranks]
 
 
-def _from(line: Any, name: str) -> bool:
+def _from(line: Line, name: str) -> bool:
     return line.source == name and line.text.startswith('{"event"')
 
 

@@ -51,7 +51,7 @@ def compete(state: State, options: argparse.Namespace) -> None:
     """Rounds 0 (the first save) and 1 (to warm up, the other slot) aren't in the medians; each round has its own order."""
     durable = options.what == "durable"
     limit: Contender = BarePut(state, options.bucket) if durable else Memcpy(state)
-    contenders = [limit, Ckptd(state), Dcp(state, options.bucket, asynchronous=not durable)]
+    contenders = [limit, Ckptd(state, options.bucket), Dcp(state, options.bucket, asynchronous=not durable)]
     for number in range(options.rounds + 2):
         change(state)
         turn = number % len(contenders)
@@ -88,7 +88,7 @@ def hold(state: State, options: argparse.Namespace) -> None:
     """Save now and then, and watch what all processes hold: after a save has ended, and while one is on its way."""
     contender: Contender | None = None
     if options.who == "ckptd":
-        contender = Ckptd(state)
+        contender = Ckptd(state, options.bucket)
     elif options.who == "dcp":
         contender = Dcp(state, options.bucket, asynchronous=True)
     for number in range(options.rounds + 2):
