@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -96,17 +97,14 @@ def damages(objects: Objects, job: str, commit: Committed) -> Iterator[str]:
         yield f"its manifest is one of {fields['job']} {fields['attempt']} after {fields['parent']}"
     if fields["bases"]:
         yield "it refers to frames of other commits, which this checker doesn't know"
-    yield from _ignore(_named(objects, f"{job}/layout/{fields['layout'][0]}", *fields["layout"]))
-    index = yield from _named(objects, f"{job}/data/{commit.attempt}/index", *fields["index"])
+    yield from _named(objects, f"{job}/layout/{fields['layout'][0]}", *fields["layout"])
+    place = f"{job}/data/{commit.attempt}/"
+    index = yield from _named(objects, f"{place}{fields['index'][0]}.idx", *fields["index"])
     if index is not None:
-        yield from _segments(objects, f"{job}/data/{commit.attempt}/", _sections(index))
+        yield from _segments(objects, place, _sections(index))
 
 
-def _ignore(found: Iterator[str]) -> Iterator[str]:
-    yield from found
-
-
-def _named(objects: Objects, key: str, digest: str, size: int | None) -> Any:
+def _named(objects: Objects, key: str, digest: str, size: int | None) -> Generator[str, None, bytes | None]:
     """A generator of problems whose value is the object's bytes, None when they can't be used."""
     data = objects.get(key)
     if data is None:
@@ -163,4 +161,4 @@ def _texts(sections: dict[str, tuple[int, bytes]]) -> list[str]:
     count, ends = sections["writer_ends"]
     _, text = sections["writer_text"]
     bounds = [0, *struct.unpack_from(f"<{count}q", ends)]
-    return [text[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:end].decode() for start, end in pairwise(bounds)]

@@ -150,7 +150,9 @@ def _commit(story: Story, seq: int, attempt: str, body: dict[str, object]) -> No
     newest = story.newest
     parent = body["parent"]
     if parent != (newest.seq if newest else None):
-        story.problems.append(f"I8: log record {seq} has parent {parent}, the newest commit was {newest.seq if newest else None}")
+        story.problems.append(
+            f"I8: log record {seq} has parent {parent}, the newest commit was {newest.seq if newest else None}"
+        )
     epoch, n, step = int(parts[1]), int(parts[2]), int(parts[3])
     commit = Committed(seq, attempt, (epoch, n), step, str(body["manifest"]), parent if isinstance(parent, int) else None)
     if newest is not None and (commit.generation, step) <= (newest.generation, newest.step):

@@ -1,6 +1,6 @@
 """`make chaos`: kill things at random, and check the invariants.
 
-    python -m chaos.run [--seed N] [--kills N] [--victims trainer,daemon,…] [--store minio|directory]
+python -m chaos.run [--seed N] [--kills N] [--victims trainer,daemon,…] [--store minio|directory]
 """
 
 from __future__ import annotations

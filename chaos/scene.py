@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from chaos.invariants import Inspector, Offer, Restored
@@ -16,9 +17,9 @@ from ckptd.demo.process import DemoError, Process, pids_with
 from ckptd.demo.verdict import Step, read_steps
 
 TRAINER = Path(__file__).with_name("trainer.py")
-EVERY_STEPS = 10
-PACE_SECONDS = 0.03
-FROZEN_MB = 2
+EVERY_STEPS = 20
+PACE_SECONDS = 0.05
+FROZEN_MB = 4
 UPLOAD_BYTES_PER_SECOND = 4 << 20  # an upload takes about as long as the steps between two: a kill often meets one
 POLL_SECONDS = 0.02
 JOB = "chaos"
@@ -43,8 +44,13 @@ def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
 class Scene:
     """One job on two nodes, "a" and "b", that may be any number of them from one on."""
 
-    def __init__(self, directory: Path, minio: bool) -> None:
+    def __init__(self, directory: Path, minio: bool, launcher: Sequence[str] | None = None) -> None:
+        """``launcher``: what starts an agent, instead of ckptd-run."""
+        self._launcher = launcher
         self.minio = MinioServer() if minio else None
+        # The cluster names its shared memory after the directory above: that one must be the only one of its name.
+        directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=directory)) / "nodes"
+        directory.mkdir()
         self.directory = directory
         self.end_file = directory / "end"
         environment = {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(UPLOAD_BYTES_PER_SECOND)}
@@ -61,6 +67,7 @@ class Scene:
         plan = Plan(JOB, store, TRAINER, arguments, environment=environment)
         self.cluster = Cluster(plan, directory, ["--every", str(EVERY_STEPS)])
         self.inspector = Inspector(objects, JOB)
+        self.settled_ranks = 0
 
     @property
     def nodes(self) -> list[Node]:
@@ -71,8 +78,10 @@ class Scene:
         """Everything, up to the first step."""
         self.cluster.start_coordinator()
         for node in self.nodes:
-            node.start()
+            node.start_daemon()
+            node.start_agent(self._launcher)
         self.wait_whole(0.0)
+        self.settle()
 
     def close(self) -> None:
         """End all of it; the store goes last."""
@@ -138,6 +147,16 @@ class Scene:
             return bool(steps) and steps[-1].world == len(self.nodes) and steps[-1].seconds > after_seconds
 
         until("a step of both nodes together", whole, seconds)
+
+    def settle(self) -> None:
+        """From now on nobody restarts workers, until the next disturbance that may."""
+        self.settled_ranks = len(self.restored())
+
+    def check_settled(self) -> None:
+        """Raises ChaosError when workers were restarted since `settle`."""
+        new = self.restored()[self.settled_ranks :]
+        if new:
+            raise ChaosError(f"workers were restarted though none was killed: {new}")
 
     def check(self, thorough: bool = False) -> None:
         """Raises ChaosError with all that does not hold in the store and in the job's words."""

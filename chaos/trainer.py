@@ -62,7 +62,7 @@ def main() -> None:
     with ckptd_client.connect() as ckpt:
         ckpt.register(model=model, optimizer=optimizer, schedule=schedule)
         step = ckpt.restore()
-        epoch, n = ckpt._generation  # nobody but a checker of generations needs it, so the client doesn't show it
+        epoch, n = ckpt._member.generation  # nobody but a checker of generations needs it, so the client doesn't show it
         say(f"restored rank={rank} step={step} world={world} generation={epoch}-{n} pid={os.getpid()}")
         end = agree(options, 0.0)[1]
         while step < end:

@@ -1,6 +1,6 @@
 """The victims: how each is killed with SIGKILL, and what a supervisor would bring back afterwards.
 
-A strike returns the time of the kill, and only after what must be back is back. Whether training went on is the campaign's to see.
+A strike returns the time of the kill, and only after what must be back is back. Whether training went on, the campaign sees.
 """
 
 from __future__ import annotations

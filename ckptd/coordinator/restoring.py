@@ -16,6 +16,10 @@ def decide_restore(now: float, state: State, options: CoordinatorOptions) -> Ite
         return
     if not any(rank.asked for rank in world.ranks.values()):
         return
+    if world.target is None and state.candidate_generation == world.id:
+        # Adopted after its first commit: it has restored long ago, and not the commit that would be named now. Its ranks repeat
+        # that they asked, but those whose daemon is new do not: they would seem to train without it.
+        return
     if world.target is None:
         earlier = [id for id in state.snapshots if id.generation != world.id]
         if earlier or state.log_busy:
