@@ -150,7 +150,8 @@ def _explain(error: ValidationError, file: Path | None, text: str) -> str:
     for problem in error.errors(include_url=False, include_input=False):
         place = [str(part) for part in problem["loc"]]
         where = f"{file}:{_line_of(text, place)}: " if file is not None and _line_of(text, place) else ""
-        lines.append(f"{where}{'.'.join(place)}: {problem['msg']}{_allowed(place)}")
+        what = "there is no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
+        lines.append(f"{where}{'.'.join(place)}: {what}{_allowed(place)}")
     return "settings are not possible: " + "; ".join(lines)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import tempfile
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -31,8 +34,12 @@ def demo(
     rejoin: Annotated[bool, typer.Option(help="bring the killed node back")] = True,
 ) -> None:
     """Train on two nodes, kill one, go on with the other, take the first one back, compare with an undisturbed run."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)  # a path broken over two lines can't be copied
     begun = time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end_by_signal)  # as with Ctrl-C, what was started is ended
+    if config is not None:
+        os.environ["CKPTD_CONFIG"] = str(config.resolve())  # for the servers that the demo starts, too
 
     def say(text: str) -> None:
         console.print(f"[{time.monotonic() - begun:6.1f} s] {text}", markup=False)
@@ -49,6 +56,10 @@ def demo(
     report = Story(options, checkpoints, say).tell(reference)
     _print(console, report, options)
     raise typer.Exit(1 if report.problems else 0)
+
+
+def _end_by_signal(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _example() -> Path:

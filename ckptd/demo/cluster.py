@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,9 +30,9 @@ class Plan:
 
 
 def executable() -> list[str]:
-    """How to start ckptd: $CKPTD_EXECUTABLE, else this very installation."""
+    """How to start ckptd: $CKPTD_EXECUTABLE (a command line, as for `ckptd-run`), else this very installation."""
     named = os.environ.get("CKPTD_EXECUTABLE")
-    return [named] if named else [sys.executable, "-m", "ckptd"]
+    return shlex.split(named) if named else [sys.executable, "-m", "ckptd"]
 
 
 def _start(name: str, command: Sequence[str], environment: Mapping[str, str], output: Output, ready: str) -> Process:

@@ -56,6 +56,7 @@ class Output:
                     self._lines.append(Line(time.monotonic(), source, text.rstrip("\n")))
                     del self._lines[:-_LINES]
                     self._changed.notify_all()
+        process.wait()  # its output ends a moment before it does; who waits for its exit code is not asked again
         with self._changed:
             self._ended.add(source)
             self._changed.notify_all()

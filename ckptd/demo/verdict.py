@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ckptd.demo.process import Line
 
 TOLERANCE = 1e-4
-_STEP = re.compile(r"step=(\d+) loss=(\d+\.\d+) world=(\d+)")
+_STEP = re.compile(r"step=(\d+) loss=(-?\d+\.\d+|nan|-?inf) world=(\d+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Member:
         )  # fmt: skip
 
     def ask(self) -> RestoreInfo:
-        """What the generation restores; waits until every rank has asked. Raises DaemonUnavailableError or what a Failed says"""
+        """What the generation restores; waits until every rank has asked. Raises what the daemon answers."""
         if self.info is None:
             reply, _ = self.session.request(RestoreAsk(self.session.next_id()), ASK_SECONDS)
             self._take_info(reply)
