@@ -113,6 +113,8 @@ def check_digests(told: Sequence[Sequence[dict[str, Any]]], expected: Sequence[s
     for rank, events in enumerate(told):
         digests = {event["who"]: event["digest"] for event in events if event["event"] == "digest"}
         want = expected[rank] if expected is not None else digests["live"]
+        if not digests.keys() - {"live"}:
+            raise RuntimeError(f"nothing was restored rank={rank}")
         wrong = [who for who, digest in digests.items() if digest != want]
         if wrong:
             raise RuntimeError(f"what was restored is not what was saved rank={rank} who={wrong}")

@@ -59,8 +59,12 @@ class Scene:
             store = str(directory / "store")
             objects = DirectoryObjects(directory / "store")
         else:
-            self.minio.start()
-            store = self.minio.make_bucket("chaos")
+            try:
+                self.minio.start()
+                store = self.minio.make_bucket("chaos")
+            except BaseException:
+                self.minio.close()
+                raise
             objects = S3Objects(self.minio.client(), "chaos")
             environment["CKPTD_STORE__STORAGE_OPTIONS"] = json.dumps(self.minio.storage_options)
         arguments = ["--end-file", str(self.end_file), "--pace", str(PACE_SECONDS), "--frozen-mb", str(FROZEN_MB)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -18,9 +19,12 @@ from rich.table import Table
 import ckptd
 from ckptd.cli.options import ConfigFile, StoreUrl, reading_store
 from ckptd.config import load_settings
+from ckptd.demo.process import kill_all
 from ckptd.demo.story import Options, Report, Story, run_reference
 from ckptd.errors import ConfigError
 from ckptd.store.open import check_store
+
+_MARK = "CKPTD_DEMO"  # in the environment of everything that the demo starts
 
 
 def demo(
@@ -45,17 +49,23 @@ def demo(
         console.print(f"[{time.monotonic() - begun:6.1f} s] {text}", markup=False)
 
     directory = Path(tempfile.mkdtemp(prefix="ckptd-demo-"))
-    settings = load_settings(config, {"store": {"url": store or str(directory / "store")}})
-    checkpoints = reading_store(settings)
-    asyncio.run(check_store(checkpoints))
-    options = Options(settings.store.url, script or _example(), directory, steps, every, 2 * every + every // 2, rejoin)
-    say(f"store {settings.store.url}, logs in {directory}")
-    say("an undisturbed run first: one process, no daemon, same seed")
-    reference = run_reference(options)
-    say(f"undisturbed: loss {reference[1]:.4f} at step 1, {reference[steps]:.4f} at step {steps}")
-    report = Story(options, checkpoints, say).tell(reference)
-    _print(console, report, options)
-    raise typer.Exit(1 if report.problems else 0)
+    os.environ[_MARK] = str(directory)
+    try:
+        settings = load_settings(config, {"store": {"url": store or str(directory / "store")}})
+        checkpoints = reading_store(settings)
+        asyncio.run(check_store(checkpoints))
+        options = Options(settings.store.url, script or _example(), directory, steps, every, 2 * every + every // 2, rejoin)
+        say(f"store {settings.store.url}, logs in {directory}")
+        say("an undisturbed run first: one process, no daemon, same seed")
+        reference = run_reference(options)
+        say(f"undisturbed: loss {reference[1]:.4f} at step 1, {reference[steps]:.4f} at step {steps}")
+        report = Story(options, checkpoints, say).tell(reference)
+        _print(console, report, options)
+        raise typer.Exit(1 if report.problems else 0)
+    finally:
+        kill_all(_MARK, str(directory))  # an interrupt may come between a start and whoever would end it
+        for left in Path("/dev/shm").glob(f"{directory.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _end_by_signal(number: int, _frame: FrameType | None) -> None:

@@ -43,7 +43,9 @@ class CoordinatorOptions:
             value = getattr(self, field.name)
             least = 0 if field.name in _MAY_BE_ZERO else 1e-6
             if not least <= value < 10**9:
-                raise ConfigError(f"{field.name} must be at least {least} and below 10^9; got {value!r}")
+                raise ConfigError(
+                    f"{field.name} must be {'0 or more' if not least else 'above 0'} and below 10^9; got {value!r}"
+                )
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ConfigError(
                 "lease_seconds must be at least two heartbeats, or one late message looks like silence"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptd.demo.process import DemoError, Output, Process, kill_all, pids_with
+from ckptd.model.records import digest
 
 _START_SECONDS = 60.0
 
@@ -52,7 +53,8 @@ class Node:
         self.name = name
         self._plan = plan
         self._output = output
-        self.arena = Path(f"/dev/shm/{directory.parent.name}-{name}")
+        place = digest(str(directory.resolve()).encode())[:12]  # two clusters never share memory
+        self.arena = Path(f"/dev/shm/ckptd-{place}-{name}")
         self.socket = directory / f"{name}.sock"
         self.environment = {
             **os.environ,
