@@ -30,7 +30,7 @@ _MARK = "CKPTD_DEMO"  # in the environment of everything that the demo starts
 def demo(
     store: StoreUrl = None,
     config: ConfigFile = None,
-    steps: Annotated[int, typer.Option(help="steps of training", min=20)] = 100,
+    steps: Annotated[int, typer.Option(help="steps of training", min=20)] = 200,
     every: Annotated[int, typer.Option(help="a checkpoint every so many steps", min=2)] = 5,
     script: Annotated[
         Path | None, typer.Option(help="another training script with the options of examples/train_gpt.py")

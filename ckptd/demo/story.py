@@ -167,10 +167,18 @@ class Story:
 
     def _rejoin(self, name: str) -> None:
         self._say(f"node {name} comes back; it is taken in after the next commit")
-        back_seconds = time.monotonic()
         self._cluster.node(name).start()
-        first = self._next_world(2, back_seconds)
-        self._say(f"two nodes again from step {first.step} on")
+        done = f"step={self._options.total_steps} "
+        self._cluster.output.wait_for(
+            "a first step of two nodes, or the end",
+            lambda: stretches(self._steps())[-1].last.world == 2 or self._cluster.output.count("a-agent", done) > 0,
+            _TRAIN_SECONDS,
+        )
+        last = stretches(self._steps())[-1]
+        if last.last.world == 2:
+            self._say(f"two nodes again from step {last.first.step} on")
+        else:
+            self._say(f"training ended before node {name} could be taken in; with more --steps it would have been")
 
     def _wait_end(self, names: Iterable[str]) -> None:
         for name in names:

@@ -265,6 +265,28 @@ def test_restart_adopts_the_running_generation():
     assert bench.generation == G21
 
 
+def test_an_adopted_world_that_has_committed_restores_nothing():
+    """Found by chaos: a daemon restarts, then the coordinator. Ranks of the old daemon repeat that they asked what to restore.
+
+    Naming them the world's own newest commit made those of the new daemon look as if they trained without it.
+    """
+    bench = Bench()
+    a, b, generation = bench.two()
+    for node, rank in ((a, 0), (b, 1)):
+        node.sealed(Snapshot(generation, 100), rank)
+        node.uploaded(Snapshot(generation, 100), rank)
+    assert Attempt(Snapshot(generation, 100), 0) in bench.log.committed
+    bench.restart()
+    for name, rank in (("a", 0), ("b", 1)):
+        node = bench.node(name)
+        node.member(generation, rank, 2)
+        node.rank_up(generation, rank, 2)
+    a.say(restore_ask=pb.RestoreAsk(generation=to_generation(generation), rank=0))
+    bench.pass_time(70)
+    assert bench.generation == generation and bench.running
+    assert not a.told("restore_target") and not a.told("regroup") and not b.told("regroup")
+
+
 def test_restart_gives_up_after_a_lease():
     """A member that does not come back: the others are regrouped, and form at once."""
     bench = Bench()
