@@ -35,7 +35,7 @@ from ckptd_client.schedule import Follower
 from ckptd_client.session import CLOSE_SECONDS, CONNECT_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Session
 from ckptd_client.staging import Handle, Stager
 from ckptd_client.stream import Stream
-from ckptd_client.wire import default_socket
+from ckptd_client.wire import default_socket, dial
 
 __all__ = ["Checkpointer", "Handle", "connect"]
 
@@ -48,6 +48,7 @@ class Checkpointer:
     def __init__(self, place: Place, path: Path) -> None:
         """Use `connect`."""
         self._place = place
+        self._path = path
         self._member = Member(place)
         self._stager = Stager(place)
         self._session = Session(path, self._member.hello, self._stager.on_event, self._stager.on_lost)
@@ -66,9 +67,14 @@ class Checkpointer:
     def open(self) -> None:
         """First try to reach the daemon; warns when none is there. Raises VersionMismatchError, ConfigError, ProtocolError."""
         try:
+            if not self._place.job:
+                dial(self._path, CONNECT_SECONDS).close()
+                raise ConfigError("which job is this? pass connect(job=…), or set CKPTD_JOB, or give torchrun an --rdzv-id")
             self._session.connect(CONNECT_SECONDS)
         except DaemonUnavailableError as error:
             self._session.warn(f"training runs on without checkpoints: {error}")
+            if not self._place.job:
+                self._session.close()  # without a name there is nothing that a daemon could be told later
 
     @property
     def has_checkpoint(self) -> bool:
@@ -312,7 +318,7 @@ def connect(job: str | None = None, *, socket: Path | None = None) -> Checkpoint
     torchrun's variables.
 
     Never raises because no daemon is there: training runs on, with one warning. Raises ConfigError for a bad job id or
-    environment, VersionMismatchError when the daemon speaks another protocol version.
+    environment, and for no job id when a daemon is there; VersionMismatchError when the daemon speaks another protocol version.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_agent()

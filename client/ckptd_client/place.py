@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """This process's place in its job."""
+    """This process's place in its job; ``job`` is empty when nobody has named one."""
 
     job: str
     rank: int
@@ -32,8 +32,8 @@ def find_place(job: str | None) -> Place:
     run = env.get("TORCHELASTIC_RUN_ID")
     name = job or env.get("CKPTD_JOB") or (run if run != "none" else None)  # "none" is torchrun's own default
     if name is None:
-        raise ConfigError("which job is this? pass connect(job=…), or set CKPTD_JOB, or give torchrun an --rdzv-id")
-    if not _JOB.fullmatch(name):
+        name = ""
+    elif not _JOB.fullmatch(name):
         raise ConfigError(f"a job id has 1 to 64 letters, digits, '_' and '-' job={name!r}")
     try:
         world = int(env.get("WORLD_SIZE", "1"))

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import random
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -456,3 +457,16 @@ def test_importing_the_client_imports_no_torch() -> None:
         " ckptd_client.checkpointer; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_daemon_no_job_has_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that is tried out on a laptop runs; only where something would be saved it must be said under which name."""
+    for name in ("CKPTD_JOB", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with connect(socket=tmp_path / "none.sock") as ckpt:
+        assert ckpt.restore() == 0 and list(ckpt.steps(3)) == [1, 2, 3]
+    with socket.socket(socket.AF_UNIX) as somebody:
+        somebody.bind(str(tmp_path / "d.sock"))
+        somebody.listen()
+        with pytest.raises(ConfigError, match="which job"):
+            connect(socket=tmp_path / "d.sock")
