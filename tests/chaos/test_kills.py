@@ -16,14 +16,6 @@ def test_every_victim_once(tmp_path: Path) -> None:
     run(orders, tmp_path, print)
 
 
-def test_a_new_coordinator_finds_a_new_daemon(tmp_path: Path) -> None:
-    """On a directory: first a daemon dies, then the coordinator. The next one adopts the running world and restarts nobody."""
-    orders = Orders(seed=11, kills=2, victims=["daemon", "coordinator"], minio=False)
-    assert orders.drawn() == ["daemon", "coordinator"]
-    print(orders.repeat())
-    run(orders, tmp_path, print)
-
-
 def test_orders_follow_from_the_seed() -> None:
     orders = Orders(seed=5, kills=14, victims=list(STRIKES), minio=True)
     assert orders.drawn() == orders.drawn() != Orders(6, 14, list(STRIKES), True).drawn()
