@@ -17,8 +17,8 @@ from ckptd_client import connect
 from ckptd_client.errors import UnsupportedStateError
 from ckptd_client.regions import region_of
 
-# torch 2.13: the destructor of DDP's reducer takes gloo's lock while it holds the GIL, and may wait for ever for a gloo thread that
-# has the lock and wants the GIL. So no model is destroyed before the process ends.
+# torch 2.13: the destructor of DDP's reducer takes gloo's lock while it holds the GIL, and may wait for ever for a gloo thread
+# that has the lock and wants the GIL. So no model is destroyed before the process ends.
 _alive: list[torch.nn.Module] = []
 
 
