@@ -80,7 +80,7 @@ def machine(load: float) -> dict[str, object]:
         "cpu": model,
         "cores": os.cpu_count(),
         "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "python": platform.python_version(),
         "torch": version("torch"),
         "load_average_before": load,
