@@ -69,6 +69,10 @@ class Job:
         """Wait until the log has a commit of ``step``."""
         self.cluster.output.wait_for(f"a commit of step {step}", lambda: any(c.step == step for c in self.commits()), seconds)
 
+    def wait_commit_after(self, step: int, seconds: float = RUN_SECONDS) -> None:
+        """Wait until the log has a commit of a later step than ``step``."""
+        self.cluster.output.wait_for(f"a commit after step {step}", lambda: any(c.step > step for c in self.commits()), seconds)
+
 
 class World:
     """The trainers of one world."""
