@@ -33,6 +33,7 @@ class Orders:
     kills: int
     victims: Sequence[str]
     minio: bool
+    nodes: int = 2
 
     def drawn(self) -> list[str]:
         """The victims in their order: all kinds in turn, each round shuffled."""
@@ -46,15 +47,16 @@ class Orders:
         """The command that does the same again."""
         store = "minio" if self.minio else "directory"
         victims = ",".join(self.victims)
-        return f"make chaos ARGS='--seed {self.seed} --kills {self.kills} --victims {victims} --store {store}'"
+        size = f"--nodes {self.nodes} --store {store}"
+        return f"make chaos ARGS='--seed {self.seed} --kills {self.kills} --victims {victims} {size}'"
 
 
 def run(orders: Orders, directory: Path, say: Say) -> None:
     """Do it. Raises ChaosError or DemoError as soon as something does not hold."""
-    scene = Scene(directory, orders.minio)
+    scene = Scene(directory, orders.minio, nodes=orders.nodes)
     try:
         scene.start()
-        say("two nodes train together")
+        say(f"{orders.nodes} nodes train together")
         for number, victim in enumerate(orders.drawn(), 1):
             rng = random.Random(f"kill {orders.seed} {number}")
             _kill(scene, victim, rng, lambda text, number=number: say(f"{number}/{orders.kills} {text}"))  # type: ignore[misc]
@@ -78,7 +80,7 @@ def _kill(scene: Scene, victim: str, rng: random.Random, say: Say) -> None:
     if victim in REGROUPS:
         restored = scene.settled_ranks
         until("workers that restore", lambda: len(scene.restored()) > restored, RESTORE_SECONDS)
-        scene.wait_whole(back)
+        scene.wait_world(len(scene.nodes), back)
         scene.settle()
     first = next(seen for seen in scene.steps() if seen.seconds > killed and (victim not in REGROUPS or seen.step <= step + 1))
     scene.wait_step(time.monotonic())

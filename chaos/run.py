@@ -1,6 +1,6 @@
 """`make chaos`: kill things at random, and check the invariants.
 
-python -m chaos.run [--seed N] [--kills N] [--victims trainer,daemon,…] [--store minio|directory]
+python -m chaos.run [--seed N] [--kills N] [--victims trainer,daemon,…] [--nodes N] [--store minio|directory]
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ def _parse() -> Orders:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="default: a random one")
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--victims", help=f"some of {','.join(STRIKES)} (default: all that the store allows)")
+    parser.add_argument("--nodes", type=int, choices=range(2, 9), default=2)
     parser.add_argument("--store", choices=["minio", "directory"], default="minio")
     options = parser.parse_args()
     possible = [victim for victim in STRIKES if victim != "minio" or options.store == "minio"]
     victims = options.victims.split(",") if options.victims else possible
     if unknown := [victim for victim in victims if victim not in possible]:
         parser.error(f"no victims on this store: {', '.join(unknown)}; possible are {', '.join(possible)}")
-    return Orders(options.seed, options.kills, victims, options.store == "minio")
+    return Orders(options.seed, options.kills, victims, options.store == "minio", options.nodes)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What a campaign disturbs, and how it is watched: a store, a cluster of two nodes, the job's own words, the checker."""
+"""What a campaign disturbs, and how it is watched: a store, a cluster of nodes, the job's own words, the checker."""
 
 from __future__ import annotations
 
 import json
 import re
+import string
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -42,11 +43,14 @@ def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
 
 
 class Scene:
-    """One job on two nodes, "a" and "b", that may be any number of them from one on."""
+    """One job on ``nodes`` nodes ("a", "b", …), that may be any number of them from ``min_nodes`` on."""
 
-    def __init__(self, directory: Path, minio: bool, launcher: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, minio: bool, launcher: Sequence[str] | None = None, nodes: int = 2, min_nodes: int = 1
+    ) -> None:
         """``launcher``: what starts an agent, instead of ckptd-run."""
         self._launcher = launcher
+        self._names = string.ascii_lowercase[:nodes]
         self.minio = MinioServer() if minio else None
         # The cluster names its shared memory after the directory above: that one must be the only one of its name.
         directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=directory)) / "nodes"
@@ -68,24 +72,28 @@ class Scene:
             objects = S3Objects(self.minio.client(), "chaos")
             environment["CKPTD_STORE__STORAGE_OPTIONS"] = json.dumps(self.minio.storage_options)
         arguments = ["--end-file", str(self.end_file), "--pace", str(PACE_SECONDS), "--frozen-mb", str(FROZEN_MB)]
-        plan = Plan(JOB, store, TRAINER, arguments, environment=environment)
+        plan = Plan(JOB, store, TRAINER, arguments, min_nodes, nodes, environment=environment)
         self.cluster = Cluster(plan, directory, ["--every", str(EVERY_STEPS)])
         self.inspector = Inspector(objects, JOB)
         self.settled_ranks = 0
 
     @property
     def nodes(self) -> list[Node]:
-        """Both nodes."""
-        return [self.cluster.node(name) for name in ("a", "b")]
+        """All nodes."""
+        return [self.cluster.node(name) for name in self._names]
 
     def start(self) -> None:
-        """Everything, up to the first step."""
+        """Everything, up to the first step of all nodes together."""
         self.cluster.start_coordinator()
         for node in self.nodes:
-            node.start_daemon()
-            node.start_agent(self._launcher)
-        self.wait_whole(0.0)
+            self.start_node(node)
+        self.wait_world(len(self.nodes), 0.0)
         self.settle()
+
+    def start_node(self, node: Node) -> None:
+        """A node's daemon and agent; returns when the daemon is ready."""
+        node.start_daemon()
+        node.start_agent(self._launcher)
 
     def close(self) -> None:
         """End all of it; the store goes last."""
@@ -143,14 +151,14 @@ class Scene:
         until(f"a commit after log record {after_seq}", lambda: self.newest_commit() > after_seq, seconds)
         return self.newest_commit()
 
-    def wait_whole(self, after_seconds: float, seconds: float = 90.0) -> None:
-        """A step in a world of both nodes, as the newest step."""
+    def wait_world(self, nodes: int, after_seconds: float, seconds: float = 90.0) -> None:
+        """A step in a world of so many nodes, as the newest step."""
 
-        def whole() -> bool:
+        def there() -> bool:
             steps = self.steps()
-            return bool(steps) and steps[-1].world == len(self.nodes) and steps[-1].seconds > after_seconds
+            return bool(steps) and steps[-1].world == nodes and steps[-1].seconds > after_seconds
 
-        until("a step of both nodes together", whole, seconds)
+        until(f"a step of {nodes} nodes together", there, seconds)
 
     def settle(self) -> None:
         """From now on nobody restarts workers, until the next disturbance that may."""

@@ -50,7 +50,7 @@ def agent(scene: Scene, node: Node, rng: random.Random) -> float:
 
 
 def whole_node(scene: Scene, node: Node, rng: random.Random) -> float:
-    """All processes of a node and its shared memory. It comes back when the other has gone on alone."""
+    """All processes of a node and its shared memory. It comes back when the others have gone on without it."""
     killed = time.monotonic()
     node.kill()
     after = scene.newest_commit()
