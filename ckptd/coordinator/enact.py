@@ -9,7 +9,7 @@ import structlog
 from ckptd.coordinator import actions as act
 from ckptd.coordinator.apply import replay_held
 from ckptd.coordinator.state import Joined, MemberOf, Place, Rank, State, World
-from ckptd.model.ids import Attempt, Generation
+from ckptd.model.ids import NO_GENERATION, Attempt, Generation
 
 _log = structlog.get_logger(__name__)
 
@@ -119,7 +119,7 @@ def _break(state: State, world: World, reason: str, now: float) -> None:
         if node is None or not isinstance(agent, MemberOf) or agent.generation != world.id or agent.acknowledged:
             continue
         if ("formed", world.id) not in node.told:
-            node.agent = Joined(agent.agent, agent.local_world_size, agent.min_nodes, agent.max_nodes, now)
+            node.agent = Joined(agent.agent, agent.local_world_size, agent.min_nodes, agent.max_nodes, now, NO_GENERATION)
 
 
 def _install(state: State, world: World, now: float) -> None:

@@ -68,6 +68,7 @@ class Engine:
         self._links: dict[str, Link] = {}
         self._kv = KvStores()
         self._reasons: dict[str, str] = {}
+        self._reasons_since: dict[str, float] = {}
         self._stepped_seconds = clock.monotonic()
         self.state = State(epoch, clock.monotonic(), outcome_of=log.outcome_of)
         self._look_at_log()
@@ -182,9 +183,12 @@ class Engine:
             self._kv.complete()
 
     def _tell(self) -> None:
+        # What passes at once is nothing to tell a person.
+        settled = self._clock.monotonic() - self._options.heartbeat_seconds
+        waits = {topic: reason for topic, reason in self._reasons.items() if self._reasons_since[topic] <= settled}
         for id, link in list(self._links.items()):
             node = self.state.nodes[id]
-            wanted = list(messages_for(self.state, node))
+            wanted = list(messages_for(self.state, node, waits))
             # What is no longer wanted may be wanted again later, and must be said again then.
             node.told &= {key for key, _ in wanted}
             for key, make in wanted:
@@ -213,4 +217,5 @@ class Engine:
         for topic, reason in reasons.items():
             if self._reasons.get(topic) != reason:
                 _log.info("waiting", topic=topic, reason=reason)
+                self._reasons_since[topic] = self._clock.monotonic()
         self._reasons = reasons

@@ -32,7 +32,8 @@ def join(state: State, node: Node, message: pb.Join, now: float) -> None:
         return
     node.told = {key for key in node.told if key[0] != "complete"}
     since = agent.since_seconds if isinstance(agent, Joined) and agent.agent == message.agent else now
-    node.agent = Joined(text_of(message.agent), message.local_world_size, message.min_nodes, message.max_nodes, since)
+    size, least, most = message.local_world_size, message.min_nodes, message.max_nodes
+    node.agent = Joined(text_of(message.agent), size, least, most, since, generation_of(message.after))
 
 
 def member(state: State, node: Node, message: pb.Member, now: float) -> None:

@@ -144,10 +144,14 @@ def _form(
     least = max(agent.min_nodes for _, agent in joined)
     most = max(least, min(agent.max_nodes for _, agent in joined))
     waited = now - min(agent.since_seconds for _, agent in joined)
+    # Survivors of a world that an earlier coordinator formed: its other members, if they live, are back within a lease.
+    survivors = any(agent.after for _, agent in joined)
+    patience = options.lease_seconds if survivors else options.join_seconds
     if len(joined) < least:
         yield Wait("generation", f"{len(joined)} of min {least} nodes")
-    elif first and len(joined) < most and waited < options.join_seconds:
-        yield Wait("generation", f"{len(joined)} of max {most} nodes; the first world waits {options.join_seconds:g} s for all")
+    elif first and len(joined) < most and waited < patience:
+        whose = "this coordinator's first world" if survivors else "the first world"
+        yield Wait("generation", f"{len(joined)} of max {most} nodes; {whose} waits {patience:g} s for all")
     else:
         members = tuple(node.id for node, _ in joined[:most])
         yield from _permitted(now, state, options, FormGeneration(members, f"{len(members)} nodes: {', '.join(members)}"))

@@ -22,13 +22,17 @@ MAX_WORLD_SIZE: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The node's agent waits to be part of the next generation; its workers, if it had any, are stopped."""
+    """The node's agent waits to be part of the next generation; its workers, if it had any, are stopped.
+
+    ``after`` is the last generation that the agent was in.
+    """
 
     agent: str
     local_world_size: int
     min_nodes: int
     max_nodes: int
     since_seconds: float
+    after: Generation
 
 
 @dataclass(frozen=True, slots=True)

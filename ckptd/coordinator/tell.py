@@ -6,21 +6,26 @@ stream, and there is no second path for repeating things.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from ckptd.coordinator.alive import ranks_of
 from ckptd.coordinator.convert import to_attempt, to_generation, to_snapshot
-from ckptd.coordinator.state import MemberOf, Node, Outcome, Schedule, State, Target, World
+from ckptd.coordinator.state import Joined, MemberOf, Node, Outcome, Schedule, State, Target, World
 from ckptd.model.ids import Attempt
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 
 Told = tuple[object, ...]
 Make = Callable[[], pb.ToNode]
 
+_FORMING = ("generation", "scale up", "adoption")  # what keeps a waiting agent from its next world
 
-def messages_for(state: State, node: Node) -> Iterator[tuple[Told, Make]]:
-    """Everything that holds and concerns ``node``, in the order in which it must hear it; made when it is sent."""
+
+def messages_for(state: State, node: Node, waits: Mapping[str, str]) -> Iterator[tuple[Told, Make]]:
+    """Everything that holds and concerns ``node``, in the order in which it must hear it; made when it is sent.
+
+    ``waits``: by topic, what nothing can be done about yet, and why.
+    """
     world = state.world
     for attempt, outcome in state.outcomes.items():
         yield ("outcome", attempt), partial(_outcome, attempt, outcome)
@@ -32,8 +37,12 @@ def messages_for(state: State, node: Node) -> Iterator[tuple[Told, Make]]:
     if state.complete is not None and world is not None:
         complete = pb.Complete(reason=state.complete)
         yield ("complete", world.id), lambda: pb.ToNode(complete=complete)
-    elif world is not None:
-        yield from _regroup(world, node)
+    else:
+        if world is not None:
+            yield from _regroup(world, node)
+        reason = next((waits[topic] for topic in _FORMING if topic in waits), None)
+        if isinstance(node.agent, Joined) and reason is not None:
+            yield ("waiting", reason), lambda: pb.ToNode(waiting=pb.Waiting(reason=reason))
 
 
 def _outcome(attempt: Attempt, outcome: Outcome) -> pb.ToNode:

@@ -127,6 +127,7 @@ class Agent:
                 local_world_size=join.local_world_size,
                 min_nodes=join.min_nodes,
                 max_nodes=join.max_nodes,
+                after=pb.Generation(epoch=join.after[0], n=join.after[1]),
             )
         )
 

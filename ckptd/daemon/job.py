@@ -152,6 +152,8 @@ class Job:
                 generation = from_pb(message.regroup.generation)
                 self._regroup = m.Regroup((generation.epoch, generation.n), message.regroup.reason)
                 self._to_agent(self._regroup)
+            case "waiting":
+                self._to_agent(m.Waiting(message.waiting.reason))
             case "complete":
                 self._complete = message.complete.reason
                 self._to_agent(m.Complete(message.complete.reason))

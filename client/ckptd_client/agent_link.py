@@ -34,6 +34,7 @@ from ckptd_client.messages import (
     Ok,
     Refused,
     Regroup,
+    Waiting,
     Welcome,
     World,
 )
@@ -99,8 +100,9 @@ class AgentLink:
         ``deadline`` is on `time.monotonic`. Raises JobCompleteError, AnswerTimeoutError, or what a refusal says.
         """
         with self._changed:
+            after = self._generation
             self._generation, self._world, self._regroup = NO_GENERATION, None, None
-        reply = self.finish(self.begin(lambda number: Join(number, local_world_size, min_nodes, max_nodes)), deadline)
+        reply = self.finish(self.begin(lambda number: Join(number, local_world_size, min_nodes, max_nodes, after)), deadline)
         if not isinstance(reply, Formed):
             raise errors.ProtocolError(f"a Join was answered by a {type(reply).__name__}")
         return reply
@@ -267,6 +269,8 @@ class AgentLink:
                 self._regroup = message
             case Complete():
                 self._complete = message
+            case Waiting():
+                _log.warning("this node waits for a world: %s", message.reason)
             case Formed() | Regroup():
                 pass  # an answer that nobody waits for, or a generation that this agent is no longer in
             case _:

@@ -19,7 +19,7 @@ repeats; messages without an id are events.
     Join(id)                                 Formed(id) | Complete | Failed(id)
     World (its place in a generation and the master address that it gave its workers)
     KvSet(id), KvAdd(id), KvGet(id)          KvValue(id) | Failed(id)
-    Leave                                    Regroup, Complete
+    Leave                                    Waiting, Regroup, Complete
 """
 
 from __future__ import annotations
@@ -286,12 +286,20 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """This node's agent offers ``local_world_size`` workers to the next generation."""
+    """This node's agent offers ``local_world_size`` workers to the next generation; ``after`` is the last one it was in."""
 
     id: int
     local_world_size: int
     min_nodes: int
     max_nodes: int
+    after: Gen
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why no generation is formed yet with an agent that has joined."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +388,7 @@ class KvValue:
 Message = (
     Hello | Welcome | Refused | Ok | Failed | Register | Registered | Sealed | Missed | Released | Durable | Aborted
     | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrame | RestoreCredit | RestoreEnd | RestoreReport
-    | Finished | Join | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
+    | Finished | Join | Waiting | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
 )  # fmt: skip
 
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Message)}

@@ -120,8 +120,9 @@ class FakeNode:
         self.world.engine.receive(self.name, self, pb.FromNode(**body))
         self.world.settle()
 
-    def join(self, least: int = 1, most: int = 2, size: int = 1) -> None:
-        self.say(join=pb.Join(agent=self.name + "-agent", local_world_size=size, min_nodes=least, max_nodes=most))
+    def join(self, least: int = 1, most: int = 2, size: int = 1, after: Generation = NO_GENERATION) -> None:
+        agent, before = self.name + "-agent", to_generation(after)
+        self.say(join=pb.Join(agent=agent, local_world_size=size, min_nodes=least, max_nodes=most, after=before))
 
     def member(
         self, generation: Generation, node_rank: int, num_nodes: int, size: int = 1, least: int = 1, most: int = 2

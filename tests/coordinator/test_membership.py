@@ -35,8 +35,44 @@ def test_fewer_than_min_nodes_wait_and_say_so():
     bench.node("a").join(least=2, most=2)
     bench.pass_time(120)
     assert not bench.running and "1 of min 2 nodes" in bench.waits()
+    [told] = bench.nodes["a"].told("waiting")
+    assert "1 of min 2 nodes" in told.reason, "the people in front of the node are told, too, and once"
     bench.node("b").join(least=2, most=2)
     assert bench.running
+
+
+def test_what_passes_at_once_is_not_told():
+    """Every formation waits a moment for the store's word; that is no news."""
+    bench = Bench()
+    a, b, _ = bench.two()
+    b.disconnect()
+    a.join()
+    bench.pass_time(0.5)
+    assert not a.told("waiting")
+    bench.pass_time(1.5)
+    assert "b" in a.told("waiting")[-1].reason
+
+
+def test_coordinator_and_node_die_together():
+    """Survivors that a new coordinator finds stopped don't wait for a full house as a new job does, only one lease."""
+    bench = Bench()
+    bench.two()
+    bench.restart()
+    bench.node("a").join(after=G11)
+    bench.pass_time(4)
+    assert not bench.running and "1 of max 2" in bench.waits()
+    bench.pass_time(1.5)
+    assert bench.generation == G21 and bench.running
+
+
+def test_coordinator_and_node_die_together_and_the_node_is_back_at_once():
+    bench = Bench()
+    bench.two()
+    bench.restart()
+    bench.node("a").join(after=G11)
+    bench.pass_time(2)
+    bench.node("b").join()
+    assert bench.generation == G21 and len(bench.engine.state.world.members) == 2
 
 
 def test_killed_node_is_dead_when_the_lease_is_over_and_a_survivor_rejoined():

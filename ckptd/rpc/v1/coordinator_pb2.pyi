@@ -83,7 +83,7 @@ class FromNode(_message.Message):
     def __init__(self, hello: _Optional[_Union[NodeHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., agent_gone: _Optional[_Union[AgentGone, _Mapping]] = ..., rank_up: _Optional[_Union[RankUp, _Mapping]] = ..., rank_gone: _Optional[_Union[RankGone, _Mapping]] = ..., restore_ask: _Optional[_Union[RestoreAsk, _Mapping]] = ..., restore_report: _Optional[_Union[RestoreReport, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., missed: _Optional[_Union[Missed, _Mapping]] = ..., uploaded: _Optional[_Union[Uploaded, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., kv_set: _Optional[_Union[KvSet, _Mapping]] = ..., kv_add: _Optional[_Union[KvAdd, _Mapping]] = ..., kv_get: _Optional[_Union[KvGet, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class ToNode(_message.Message):
-    __slots__ = ("welcome", "formed", "regroup", "complete", "restore_target", "restore_go", "restore_failed", "schedule", "release", "committed", "aborted", "kv_value", "refused")
+    __slots__ = ("welcome", "formed", "regroup", "complete", "restore_target", "restore_go", "restore_failed", "schedule", "release", "committed", "aborted", "kv_value", "refused", "waiting")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FORMED_FIELD_NUMBER: _ClassVar[int]
     REGROUP_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class ToNode(_message.Message):
     ABORTED_FIELD_NUMBER: _ClassVar[int]
     KV_VALUE_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     formed: Formed
     regroup: Regroup
@@ -110,7 +111,8 @@ class ToNode(_message.Message):
     aborted: Aborted
     kv_value: KvValue
     refused: Refused
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., formed: _Optional[_Union[Formed, _Mapping]] = ..., regroup: _Optional[_Union[Regroup, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., restore_target: _Optional[_Union[RestoreTarget, _Mapping]] = ..., restore_go: _Optional[_Union[RestoreGo, _Mapping]] = ..., restore_failed: _Optional[_Union[RestoreFailed, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., kv_value: _Optional[_Union[KvValue, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+    waiting: Waiting
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., formed: _Optional[_Union[Formed, _Mapping]] = ..., regroup: _Optional[_Union[Regroup, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., restore_target: _Optional[_Union[RestoreTarget, _Mapping]] = ..., restore_go: _Optional[_Union[RestoreGo, _Mapping]] = ..., restore_failed: _Optional[_Union[RestoreFailed, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., kv_value: _Optional[_Union[KvValue, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ...) -> None: ...
 
 class NodeHello(_message.Message):
     __slots__ = ("protocol", "job", "node", "incarnation")
@@ -143,18 +145,18 @@ class Heartbeat(_message.Message):
     def __init__(self, ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("agent", "local_world_size", "min_nodes", "max_nodes", "address")
+    __slots__ = ("agent", "local_world_size", "min_nodes", "max_nodes", "after")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     LOCAL_WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     MIN_NODES_FIELD_NUMBER: _ClassVar[int]
     MAX_NODES_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     agent: str
     local_world_size: int
     min_nodes: int
     max_nodes: int
-    address: str
-    def __init__(self, agent: _Optional[str] = ..., local_world_size: _Optional[int] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+    after: Generation
+    def __init__(self, agent: _Optional[str] = ..., local_world_size: _Optional[int] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., after: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("agent", "generation", "node_rank", "num_nodes", "local_world_size", "min_nodes", "max_nodes")
@@ -427,3 +429,9 @@ class Refused(_message.Message):
     code: str
     message: str
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Waiting(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
