@@ -56,7 +56,8 @@ class DaemonSettings(_Section):
     segment_bytes: int = Field(16 << 20, ge=4096, le=64 << 20, description="size of a stored segment")
     connect_seconds: float = Field(5.0, gt=0, description="one try to reach the coordinator")
     drain_seconds: float = Field(30.0, ge=0, description="at SIGTERM, how long uploads may go on")
-    token_file: Path | None = Field(None, description="shared token for a coordinator that is not on loopback")
+    token_file: Path | None = Field(None, description="shared token for the coordinator; not readable by every user")
+    tls_ca_file: Path | None = Field(None, description="PEM: who may vouch for the coordinator; none: no TLS")
 
 
 class CoordinatorSettings(_Section):
@@ -64,7 +65,9 @@ class CoordinatorSettings(_Section):
 
     bind: str = Field("127.0.0.1:0", description="address to listen on; other than loopback needs token_file")
     advertise: str | None = Field(None, description="host:port told to daemons; default: as bound")
-    token_file: Path | None = Field(None, description="shared token that daemons must send")
+    token_file: Path | None = Field(None, description="shared token that every call must carry; not readable by every user")
+    tls_cert_file: Path | None = Field(None, description="PEM: certificate (chain) for the advertised address; none: no TLS")
+    tls_key_file: Path | None = Field(None, description="PEM: its private key, not readable by every user")
     every_steps: int = Field(100, ge=1, description="a snapshot every so many steps")
     heartbeat_seconds: float = Field(0.5, gt=0, description="between heartbeats of a node")
     lease_seconds: float = Field(3.0, gt=0, description="silence after which a node may be called dead, at least 2 heartbeats")
@@ -130,19 +133,6 @@ def load_settings(file: Path | None, overrides: Mapping[str, Mapping[str, object
         )
     except ValidationError as error:
         raise ConfigError(_explain(error, file, text)) from error
-
-
-def read_token(file: Path | None) -> str | None:
-    """The shared token in a file. Raises ConfigError when there is none."""
-    if file is None:
-        return None
-    try:
-        token = file.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"can't read token_file file={file} error={error}") from error
-    if len(token) < 16:
-        raise ConfigError(f"token_file must hold at least 16 characters file={file}")
-    return token
 
 
 def _explain(error: ValidationError, file: Path | None, text: str) -> str:

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from ckptd.cli.options import ConfigFile, ExitWithParent, JobId, StoreUrl, follow_parent, log_style, require_store
-from ckptd.config import load_settings, read_token
+from ckptd.config import load_settings
 from ckptd.coordinator.main import run_coordinator
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.observe import setup_logging
+from ckptd.rpc.access import Access, Guard, read_authorities, read_identity, read_token
 
 
 def coordinator(
@@ -38,6 +39,7 @@ def coordinator(
     options = CoordinatorOptions(
         **{field.name: getattr(chosen, field.name) for field in fields(CoordinatorOptions) if hasattr(chosen, field.name)}
     )
+    guard = Guard(read_token(chosen.token_file), *read_identity(chosen.tls_cert_file, chosen.tls_key_file))
     code = asyncio.run(
         run_coordinator(
             require_store(settings),
@@ -46,7 +48,8 @@ def coordinator(
             options,
             ready=lambda address: print(f"ckptd coordinator ready address={address}", flush=True),
             advertise=chosen.advertise,
-            token=read_token(chosen.token_file),
+            guard=guard,
+            access=Access(guard.token, read_authorities(settings.daemon.tls_ca_file)),
             take_over=take_over,
             exit_when_complete=exit_when_complete,
         )

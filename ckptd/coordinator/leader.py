@@ -26,8 +26,8 @@ import structlog
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.commit.leader import LeaderHint, read_hint, write_hint
 from ckptd.errors import JobInUseError, UnavailableError
+from ckptd.rpc.access import OPEN, Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
 from ckptd.store.base import Store
 
 PING_SECONDS = 3.0
@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def check_free(
-    store: Store, job: str, take_over: bool, lease_seconds: float, token: str | None = None, clock: Clock = SYSTEM_CLOCK
+    store: Store, job: str, take_over: bool, lease_seconds: float, access: Access = OPEN, clock: Clock = SYSTEM_CLOCK
 ) -> None:
     """Return when nobody seems to hold the job's office. Raises JobInUseError, and what the store raises.
 
@@ -44,7 +44,7 @@ async def check_free(
     hint = await read_hint(store, job)
     if hint is None or take_over:
         return
-    answer = await ping(hint.address, job, token)
+    answer = await ping(hint.address, job, access)
     if answer is True:
         raise JobInUseError(
             f"a coordinator of job {job!r} is running at {hint.address}; stop it, use another job id, or say --take-over"
@@ -62,13 +62,11 @@ async def check_free(
         )
 
 
-async def ping(address: str, job: str, token: str | None = None) -> bool | None:
+async def ping(address: str, job: str, access: Access = OPEN) -> bool | None:
     """Does a coordinator of ``job`` answer at ``address``? True, False (certainly not), or None when nobody can tell."""
-    metadata = [("authorization", f"Bearer {token}")] if token else None
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = rpc.CoordinatorStub(channel)
+    async with access.to(address) as (_, stub):
         try:
-            reply = await stub.Ping(pb.PingRequest(job=job), timeout=PING_SECONDS, metadata=metadata)
+            reply = await stub.Ping(pb.PingRequest(job=job), timeout=PING_SECONDS)
         except grpc.aio.AioRpcError as error:
             refused = "connection refused" in f"{error.details()} {error.debug_error_string()}".lower()
             return False if error.code() == grpc.StatusCode.UNAVAILABLE and refused else None

@@ -25,6 +25,7 @@ from ckptd.errors import CkptdError, ConfigError, OfficeLostError
 from ckptd.model.ids import check_job
 from ckptd.model.keys import log_key
 from ckptd.model.records import digest
+from ckptd.rpc.access import OPEN, UNGUARDED, Access, Guard
 from ckptd.store.base import Store
 from ckptd.store.open import check_store
 from ckptd.store.probe import probe
@@ -45,7 +46,8 @@ async def run_coordinator(
     *,
     ready: Callable[[str], None],
     advertise: str | None = None,
-    token: str | None = None,
+    guard: Guard = UNGUARDED,
+    access: Access = OPEN,
     take_over: bool = False,
     exit_when_complete: bool = False,
     assemble: Assemble | None = None,
@@ -53,15 +55,16 @@ async def run_coordinator(
 ) -> int:
     """Be the coordinator of ``job`` until SIGTERM, SIGINT, a lost office, or the job's end with ``exit_when_complete``.
 
-    ``bind`` is host:port; ``ready`` gets the address that daemons use once it answers. Returns the process's exit code: 0, or 3
-    when another coordinator took office. Raises ConfigError, JobInUseError, UnsafeStoreError and what the store and the log
-    raise before it serves.
+    ``bind`` is host:port; ``guard`` says whom it lets in, ``access`` how it asks an earlier one; ``ready`` gets the address
+    that daemons use once it answers. Returns the process's exit code: 0, or 3 when another coordinator took office. Raises
+    ConfigError, JobInUseError, UnsafeStoreError and what the store and the log raise before it serves.
     """
     check_job(job)
-    check_bind(bind, token)
+    if not check_bind(bind, guard.token) and guard.certificate is None:
+        _log.warning("the shared token goes over the network in the clear; set tls_cert_file and tls_key_file", bind=bind)
     await check_store(store)
     await probe(store, f"{job}/")
-    await check_free(store, job, take_over, options.lease_seconds, token, clock)
+    await check_free(store, job, take_over, options.lease_seconds, access, clock)
     log = CommitLog(store, job, Patience(deadline_seconds=LOG_PATIENCE_SECONDS))
     await log.load()
     office = await take_office(log)
@@ -70,7 +73,7 @@ async def run_coordinator(
     woken = asyncio.Event()
     engine = Engine(office.epoch, options, worker, clock, woken.set)
     worker.report = engine.log_done
-    server, port = await serve(CoordinatorService(job, engine, options, genesis), bind, token)
+    server, port = await serve(CoordinatorService(job, engine, options, genesis), bind, guard)
     host = bind.rpartition(":")[0]
     address = advertise or f"{host}:{port}"
     _log.info("in office", job=job, epoch=office.epoch, address=address, store=store.url)
@@ -87,8 +90,8 @@ async def run_coordinator(
         await server.stop(STOP_SECONDS)
 
 
-def check_bind(bind: str, token: str | None) -> None:
-    """Raises ConfigError for a bad address, and for one beyond loopback without a token."""
+def check_bind(bind: str, token: str | None) -> bool:
+    """Is it on loopback? Raises ConfigError for a bad address, and for one beyond loopback without a token."""
     host, separator, port = bind.rpartition(":")
     if not separator or not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"bind is host:port, port 0 for any free one; got {bind!r}")
@@ -98,6 +101,7 @@ def check_bind(bind: str, token: str | None) -> None:
         loopback = host == "localhost"
     if not loopback and not token:
         raise ConfigError(f"a coordinator that listens beyond loopback needs a shared token (token_file) bind={bind}")
+    return loopback
 
 
 async def _until_over(*parts: Coroutine[Any, Any, object]) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
@@ -14,13 +13,13 @@ from ckptd.coordinator.convert import node_of
 from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.errors import ProtocolError
+from ckptd.rpc.access import Guard
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
 
 PROTOCOL_VERSION: Final = 1
 HELLO_SECONDS: Final = 10.0
 MAX_MESSAGE_BYTES: Final = 64 << 20
-AUTHORIZATION: Final = "authorization"
 _log = structlog.get_logger(__name__)
 
 
@@ -137,36 +136,8 @@ class RefusedError(Exception):
         self.code = code
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Every call must carry the shared token as metadata ``authorization: Bearer <token>`` (PROTOCOLS 5)."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Let the call through, or end it with UNAUTHENTICATED."""
-        handler = await continuation(handler_call_details)
-        given = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION, "")
-        if hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):
-            return handler
-
-        async def refuse(_messages: object, context: Any) -> None:
-            await context.abort(
-                grpc.StatusCode.UNAUTHENTICATED, "the shared token is missing or wrong; see token_file in the settings"
-            )
-
-        if handler is not None and handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-async def serve(service: CoordinatorService, bind: str, token: str | None) -> tuple[grpc.aio.Server, int]:
+async def serve(service: CoordinatorService, bind: str, guard: Guard) -> tuple[grpc.aio.Server, int]:
     """Start serving on ``bind`` (host:port, port 0: any free one); the server and its port. Raises OSError when it is taken."""
-    interceptors = [TokenInterceptor(token)] if token else []
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -174,11 +145,8 @@ async def serve(service: CoordinatorService, bind: str, token: str | None) -> tu
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.so_reuseport", 0),  # two coordinators on one port would each get half of the daemons
     ]
-    server = grpc.aio.server(interceptors=interceptors, options=options)
+    server = grpc.aio.server(interceptors=guard.interceptors(), options=options)
     rpc.add_CoordinatorServicer_to_server(service, server)
-    try:
-        port = server.add_insecure_port(bind)
-    except RuntimeError as error:
-        raise OSError(f"can't listen on {bind}: {error}") from error
+    port = guard.listen(server, bind)
     await server.start()
     return server, port

@@ -17,6 +17,7 @@ from ckptd.daemon.node import Node
 from ckptd.errors import CkptdError, ConfigError, NotFoundError, UnavailableError
 from ckptd.model.keys import log_key
 from ckptd.model.records import digest
+from ckptd.rpc.access import Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1.coordinator_pb2_grpc import CoordinatorStub
 from ckptd_client.messages import PROTOCOL_VERSION
@@ -107,10 +108,10 @@ class Link:
         address = settings.coordinator or (hint.address if hint is not None else None)
         if address is None:
             raise UnavailableError(f"no coordinator has announced itself; start `ckptd coordinator --job {self._job}`")
-        async with grpc.aio.insecure_channel(address, _CHANNEL) as channel:
+        async with self._node.access.to(address, _CHANNEL) as (channel, stub):
             async with asyncio.timeout(settings.connect_seconds):
-                await _ready(channel, address)
-            await self._converse(CoordinatorStub(channel), address)
+                await _ready(channel, address, self._node.access)
+            await self._converse(stub, address)
 
     async def _converse(self, stub: CoordinatorStub, address: str) -> None:
         queue: asyncio.Queue[pb.FromNode | None] = asyncio.Queue()  # bounded by `send`
@@ -121,8 +122,7 @@ class Link:
                 )
             )
         )
-        metadata = [("authorization", f"Bearer {self._node.token}")] if self._node.token else None
-        stream = stub.Attach(self._outgoing(queue), metadata=metadata)
+        stream = stub.Attach(self._outgoing(queue))
         beating: asyncio.Task[None] | None = None
         try:
             async for message in stream:
@@ -167,7 +167,7 @@ class Link:
             )
 
 
-async def _ready(channel: grpc.aio.Channel, address: str) -> None:
+async def _ready(channel: grpc.aio.Channel, address: str, access: Access) -> None:
     """Wait until the channel is up. Raises UnavailableError at its first failure.
 
     `channel_ready` would go on to dial an address that nobody listens on, while the next coordinator announces another one.
@@ -175,6 +175,7 @@ async def _ready(channel: grpc.aio.Channel, address: str) -> None:
     state = channel.get_state(try_to_connect=True)
     while state is not grpc.ChannelConnectivity.READY:
         if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-            raise UnavailableError(f"no coordinator answers at {address}")
+            over = "over TLS, with a certificate for this address from tls_ca_file" if access.authorities else "without TLS"
+            raise UnavailableError(f"no coordinator answers at {address} {over}")
         await channel.wait_for_state_change(state)
         state = channel.get_state(try_to_connect=True)

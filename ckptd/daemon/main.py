@@ -13,11 +13,12 @@ from pathlib import Path
 
 import structlog
 
-from ckptd.config import Settings, read_token
+from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.daemon.node import Node, Watch
 from ckptd.daemon.server import Server, listen
 from ckptd.pipeline.write import WriteOptions
+from ckptd.rpc.access import Access, read_authorities, read_token
 from ckptd.store.base import Store
 from ckptd.store.limit import LimitedStore
 from ckptd.store.open import check_store
@@ -59,7 +60,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
                 memory_bytes=daemon.memory_bytes,
                 concurrency=settings.store.concurrency,
             ),
-            token=read_token(daemon.token_file),
+            access=Access(read_token(daemon.token_file), read_authorities(daemon.tls_ca_file)),
             watch=Watch(),
         )
         server = Server(node, sock)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.pipeline.write import WriteOptions
+from ckptd.rpc.access import Access
 from ckptd.store.base import Store
 
 
@@ -50,7 +51,7 @@ class Node:
     pool: ThreadPoolExecutor
     segment_numbers: Iterator[int]
     write_options: WriteOptions
-    token: str | None
+    access: Access
     watch: Watch
 
     @property

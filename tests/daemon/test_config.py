@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.config import load_settings, read_token
+from ckptd.config import load_settings
 from ckptd.errors import ConfigError
 
 
@@ -77,15 +77,3 @@ def test_values_are_never_repeated(tmp_path: Path) -> None:
 def test_from_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="every_steps"):
         load_settings(None, {"coordinator": {"every_steps": 0}})
-
-
-def test_tokens(tmp_path: Path) -> None:
-    file = tmp_path / "token"
-    with pytest.raises(ConfigError, match="can't read token_file"):
-        read_token(file)
-    file.write_text("short\n")
-    with pytest.raises(ConfigError, match="at least 16 characters"):
-        read_token(file)
-    file.write_text("0123456789abcdef\n")
-    assert read_token(file) == "0123456789abcdef"
-    assert read_token(None) is None
