@@ -58,8 +58,14 @@ class Inspector:
         """All that does not hold now. ``thorough``: read the objects of commits that were found sound before, too."""
         story = self.logbook.read()
         problems = [*story.problems, *self.logbook.audit()]
-        problems += [f"I2: commit {seq} was ended by a {kind}, and nobody damaged it" for seq, kind in story.ended.items()]
+        problems += [
+            f"I2: commit {seq} was ended by a {kind}, and nobody damaged it"
+            for seq, kind in story.ended.items()
+            if kind != "RETIRE"
+        ]
         for commit in story.commits:
+            if story.ended.get(commit.seq) == "RETIRE":
+                continue  # retention's work; what it still has may go any time
             if thorough or commit.manifest not in self._sound:
                 found = [f"I2: commit {commit.seq}: {problem}" for problem in damages(self._objects, self._job, commit)]
                 problems += found
@@ -97,7 +103,7 @@ def damages(objects: Objects, job: str, commit: Committed) -> Iterator[str]:
         yield f"its manifest is one of {fields['job']} {fields['attempt']} after {fields['parent']}"
     if fields["bases"]:
         yield "it refers to frames of other commits, which this checker doesn't know"
-    yield from _named(objects, f"{job}/layout/{fields['layout'][0]}", *fields["layout"])
+    yield from _named(objects, f"{job}/layout/{commit.attempt.partition('.')[0]}/{fields['layout'][0]}", *fields["layout"])
     place = f"{job}/data/{commit.attempt}/"
     index = yield from _named(objects, f"{place}{fields['index'][0]}.idx", *fields["index"])
     if index is not None:

@@ -39,7 +39,9 @@ async def assemble(
 ) -> tuple[Manifest, str]:
     """Write layout, index and manifest of ``attempt``, in this order; returns the manifest and its hash, for the COMMIT record.
 
-    A layout whose hash is in ``known_layouts`` is in the store already. Raises CorruptError when the parts don't make a whole
+    A layout whose hash is in ``known_layouts`` is in the store already, for this generation.
+
+    Raises CorruptError when the parts don't make a whole
     state, and what the store raises. May be repeated: equal parts make equal objects.
     """
     layout, index = merge(parts, world_size)
@@ -57,7 +59,7 @@ async def assemble(
     body = manifest.encode()
     name = digest(body)
     if manifest.layout.hash not in known_layouts:
-        await store.put(layout_key(job, manifest.layout.hash), layout_body)
+        await store.put(layout_key(job, attempt.snapshot.generation, manifest.layout.hash), layout_body)
     await store.put(index_key(job, attempt, manifest.index.hash), index_body)
     await store.put(manifest_key(job, name), body)
     return manifest, name

@@ -12,18 +12,20 @@ Where PROTOCOLS leaves a choice:
   back collection instead (I7), see ``collectable``.
 - A PIN counts for a live commit only. A pin on anything else could come after its deletion, and I6 would be lost. The same
   holder's second PIN changes nothing; one UNPIN ends both, so a holder's name must be its own.
+- A COMMIT of an earlier generation than that of a commit before it is void: worlds come one after the other (I10), and so
+  a generation that has been followed by another one's commit needs no layout but those that its kept commits have.
 - A QUARANTINE doesn't reach the commits that have the bad one as a base: each shows itself when it is verified or restored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from ckptd.commit.state import EMPTY, Entry, State, decode_state, encode_state, state_hash
 from ckptd.errors import CorruptError
-from ckptd.model.ids import Attempt
+from ckptd.model.ids import Attempt, Generation
 from ckptd.model.records import Abort, Commit, Epoch, Office, Pin, Quarantine, Record, Retire, Unpin, digest, encode
 
 __all__ = [
@@ -52,6 +54,7 @@ class Void(Enum):
     ATTEMPT_COMMITTED = "the attempt is already committed"
     ATTEMPT_ABORTED = "the attempt is already aborted"
     BASE_NOT_LIVE = "a base is no live commit"
+    GENERATION_PASSED = "a commit of a later generation stands before it"
     PARENT_NOT_NEWEST = "its parent isn't the newest live commit"
     NOT_LIVE = "it names no live commit"
     NOT_PINNED = "it ends a pin that isn't there"
@@ -103,28 +106,54 @@ def restore_candidate(state: State) -> Entry | None:
 
 @dataclass(frozen=True, slots=True)
 class Collectable:
-    """What may be deleted for good: the commits' own data and manifests, and the aborted attempts' data.
+    """What may be deleted for good: commits' own data and manifests, aborted attempts' data, and generations' layouts.
 
     Each is with the log number from whose Last-Modified its grace counts: the commit's RETIRE or QUARANTINE, the attempt's
-    ABORT.
+    ABORT; for layouts the last of those of the generation's commits and of the first commit of a later generation.
     """
 
     commits: tuple[tuple[Entry, int], ...]
     aborted: tuple[tuple[Attempt, int], ...]
+    layouts: tuple[tuple[Generation, int], ...]
 
 
 def collectable(state: State) -> Collectable:
     """What may go at this state (PROTOCOLS 4.7), and therefore at every later one (I6).
 
     Kept: every live or pinned commit, and whatever those reach through bases of bases. What isn't reached can't become so: a
-    new COMMIT's bases are live, and so is what a PIN names. An attempt without a record is never listed, however old.
+    new COMMIT's bases are live, and so is what a PIN names. An attempt without a record is never listed, however old. Layouts
+    are listed of generations of which no commit is kept and none can come any more.
     """
     kept = _reach(state, (n for n, entry in state.commits.items() if entry.live or n in state.pins))
     ended = ((entry, entry.retired_at or entry.quarantined_at) for n, entry in state.commits.items() if n not in kept)
     return Collectable(
         commits=tuple((entry, since) for entry, since in ended if since is not None),
         aborted=tuple(state.aborted.items()),
+        layouts=tuple(_passed(state, {state.commits[n].generation for n in kept})),
     )
+
+
+def _passed(state: State, kept: set[Generation]) -> Iterator[tuple[Generation, int]]:
+    """Generations that nobody needs, each with the record since which that is so."""
+    since: dict[Generation, int] = {}
+    for attempt, at in state.aborted.items():
+        since[attempt.snapshot.generation] = max(since.get(attempt.snapshot.generation, 0), at)
+    for entry in state.commits.values():
+        end = entry.retired_at or entry.quarantined_at or entry.n
+        since[entry.generation] = max(since.get(entry.generation, 0), end)
+    newest = _newest_generation(state)
+    first: dict[Generation, int] = {}  # of each generation's commits, in log order and so in the order of generations
+    for entry in state.commits.values():
+        first.setdefault(entry.generation, entry.n)
+    for generation in since.keys() - kept:
+        if newest is not None and generation < newest:
+            follower = next(n for later, n in first.items() if later > generation)
+            yield generation, max(since[generation], follower)
+
+
+def _newest_generation(state: State) -> Generation | None:
+    """Of the commits, whatever became of them: the last one's, because generations only go up."""
+    return next((entry.generation for entry in reversed(tuple(state.commits.values()))), None)
 
 
 def _reach(state: State, roots: Iterable[int]) -> set[int]:
@@ -161,6 +190,9 @@ def _void(state: State, record: Record) -> Void | None:
 def _void_links(state: State, commit: Commit) -> Void | None:
     if not all(state.is_live(base) for base in commit.bases):
         return Void.BASE_NOT_LIVE
+    generation = _newest_generation(state)
+    if generation is not None and commit.attempt.snapshot.generation < generation:
+        return Void.GENERATION_PASSED
     newest = restore_candidate(state)
     return None if commit.parent == (newest.n if newest else None) else Void.PARENT_NOT_NEWEST
 

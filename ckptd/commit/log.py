@@ -147,7 +147,7 @@ class CommitLog:
         if len(before) > MAX_STATE_BYTES:
             raise ResourceError(f"the folded state of the log is too big bytes={len(before)} limit={MAX_STATE_BYTES}")
         try:
-            await effort(lambda: self._store.put(state_key(self._job, draft.state), before))
+            await effort(lambda: self._store.put(state_key(self._job, draft.seq, draft.state), before))
         except UnavailableError as error:
             raise UnavailableError(f"could not append to the commit log; nothing was written: {error}") from error
         try:
@@ -212,8 +212,8 @@ class CommitLog:
                 seen[seq] = data
             return seen.get(seq)
 
-        async def get_state(name: str) -> bytes | None:
-            return await self._get(state_key(self._job, name), MAX_STATE_BYTES, effort)
+        async def get_state(seq: int, name: str) -> bytes | None:
+            return await self._get(state_key(self._job, seq, name), MAX_STATE_BYTES, effort)
 
         hint = await self._get(latest_key(self._job), MAX_HINT_BYTES, effort)
         if await get(0) is None and await self._is_empty(hint, effort):
@@ -221,8 +221,16 @@ class CommitLog:
             return EMPTY
         if await get(0) is None:
             raise LogTruncatedError(f"the commit log's first record is gone (a lifecycle rule on the bucket?) job={self._job}")
-        self._state = await read_state(get, get_state, await find_tail(get, decode_hint(hint)))
-        return self._state
+        start = decode_hint(hint)
+        while True:
+            tail = await find_tail(get, start)
+            state = await read_state(get, get_state, tail)
+            if state is not None:
+                self._state = state
+                return state
+            if effort.spent:
+                raise UnavailableError(f"others kept appending while we looked for the tail job={self._job} tail={tail}")
+            start = tail + 1
 
     async def _is_empty(self, hint: bytes | None, effort: Effort) -> bool:
         """With record 0 absent: does nothing else say that there was a log?"""

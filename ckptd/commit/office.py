@@ -7,9 +7,9 @@ from typing import Final
 
 from ckptd.commit.fold import State, restore_candidate
 from ckptd.commit.log import CommitLog
-from ckptd.errors import OfficeLostError
+from ckptd.errors import CkptdError, OfficeLostError
 from ckptd.model.ids import Attempt
-from ckptd.model.records import Abort, Body, Commit, Epoch, Office, Pin, Quarantine, Unpin, clean_reason
+from ckptd.model.records import Abort, Body, Commit, Epoch, Office, Pin, Quarantine, Retire, Unpin, clean_reason
 
 NEWEST: Final = -1
 """As a commit's parent: whatever is the newest live commit at its place."""
@@ -35,6 +35,10 @@ async def take_office(log: CommitLog, tries: int = 3) -> Office:
     office = log.state.office
     assert office is not None
     return office
+
+
+class NewestCommitError(CkptdError):
+    """The newest live commit can't be retired; nothing was written."""
 
 
 class Committer:
@@ -72,6 +76,23 @@ class Committer:
         await self._log.append(lambda state: None if attempt in state.aborted else Abort(attempt), self.office)
         return self._log.state.aborted[attempt]
 
+    async def retire(self, n: int) -> int:
+        """Offer commit ``n`` no more; its objects may be deleted once no pin and no live commit needs them.
+
+        Raises NewestCommitError for the newest live one: a restore would take it, and the next commit descends from it.
+        """
+
+        def decide(state: State) -> Body | None:
+            newest = restore_candidate(state)
+            if newest is not None and newest.n == n:
+                raise NewestCommitError(f"commit {n} is the newest: a restore would take it, so it can't be retired")
+            return None if _retired_at(state, n) is not None else Retire(n)
+
+        await self._log.append(decide, self.office)
+        at = _retired_at(self._log.state, n)
+        assert at is not None
+        return at
+
     async def quarantine(self, n: int, reason: str) -> int:
         """Never offer commit ``n`` again. ``reason`` is for people; it is made printable and cut to fit."""
         body = Quarantine(n, clean_reason(reason))
@@ -83,6 +104,10 @@ class Committer:
         at = ended(self._log.state)
         assert at is not None
         return at
+
+
+def _retired_at(state: State, n: int) -> int | None:
+    return state.commits[n].retired_at if n in state.commits else None
 
 
 async def pin(log: CommitLog, n: int, who: str) -> None:

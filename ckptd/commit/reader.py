@@ -17,7 +17,7 @@ _LOOK_BEYOND: Final = (1, 2, 4, 8, 16)
 _GALLOP: Final = 4
 
 Get = Callable[[int], Awaitable[bytes | None]]
-GetState = Callable[[str], Awaitable[bytes | None]]
+GetState = Callable[[int, str], Awaitable[bytes | None]]
 
 
 def encode_hint(tail: int) -> bytes:
@@ -78,10 +78,12 @@ async def _anything_beyond(get: Get, absent: int) -> bool:
     return False
 
 
-async def read_state(get: Get, get_state: GetState, tail: int) -> State:
+async def read_state(get: Get, get_state: GetState, tail: int) -> State | None:
     """The state after record ``tail``, from the folded state that the record names; checks both against the record before.
 
-    Raises LogTruncatedError for a missing record or folded state, CorruptError when they don't fit together.
+    None when ``tail`` isn't the tail any more and its folded state was collected: look for the tail again, from the next
+    record on, which is there. Raises LogTruncatedError for a missing record, and for a missing folded state at the very tail,
+    which nobody may collect; CorruptError when they don't fit together.
     """
     data = await _present(get, tail)
     record = decode(tail, data)
@@ -89,8 +91,11 @@ async def read_state(get: Get, get_state: GetState, tail: int) -> State:
         before, previous = EMPTY, GENESIS
     else:
         previous = digest(await _present(get, tail - 1))
-        found = await get_state(record.state)
+        found = await get_state(tail, record.state)
         if found is None:
+            # Asked after the state was seen missing: whoever deleted it had seen later records before.
+            if await get(tail + 1) is not None:
+                return None
             raise LogTruncatedError(f"the folded state that a log record names is gone seq={tail} state={record.state}")
         if digest(found) != record.state:
             raise CorruptError(f"a folded state doesn't match its name seq={tail} state={record.state}")

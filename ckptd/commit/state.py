@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ckptd.errors import CorruptError
-from ckptd.model.ids import Attempt
+from ckptd.model.ids import Attempt, Generation
 from ckptd.model.records import (
     FORMAT_VERSION,
     GENESIS,
@@ -42,6 +42,11 @@ class Entry:
     bases: tuple[int, ...]
     retired_at: int | None = None
     quarantined_at: int | None = None
+
+    @property
+    def generation(self) -> Generation:
+        """The world that made it."""
+        return self.attempt.snapshot.generation
 
     @property
     def live(self) -> bool:
@@ -171,6 +176,8 @@ def _read_commits(value: object, following: int) -> dict[int, Entry]:
             retired_at=None if retired is None else _before(retired, following),
             quarantined_at=None if quarantined is None else _before(quarantined, following),
         )
+        if commits and entry.generation < commits[next(reversed(commits))].generation:
+            raise CorruptError("generations out of order")
         if not commits.keys() >= {*entry.bases, *(() if entry.parent is None else (entry.parent,))}:
             raise CorruptError("a commit's parent or base is none")
         ends = [end for end in (entry.retired_at, entry.quarantined_at) if end is not None]

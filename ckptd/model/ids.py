@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ckptd.errors import ConfigError, CorruptError
 
 _JOB = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_GENERATION = re.compile(r"(\d{1,10})-(\d{1,10})")
 _ATTEMPT = re.compile(r"(\d{1,10})-(\d{1,10})\.(\d{1,15})\.(\d{1,6})")
 
 
@@ -30,6 +31,15 @@ class Generation:
 
     def __bool__(self) -> bool:
         return self != NO_GENERATION
+
+    @classmethod
+    def parse(cls, text: str) -> Generation:
+        """Read the text form; raises CorruptError."""
+        found = _GENERATION.fullmatch(text)
+        generation = cls(*(int(part) for part in found.groups())) if found else None
+        if generation is None or str(generation) != text:
+            raise CorruptError(f"not a generation: {text[:80]!r}")
+        return generation
 
 
 NO_GENERATION = Generation(0, 0)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 from ckptd.errors import CorruptError
-from ckptd.model.ids import Attempt, check_job
+from ckptd.model.ids import Attempt, Generation, check_job
 from ckptd.model.records import is_hash, is_number
 
+_STATE = re.compile(r"(\d{20})-[0-9a-f]{64}")
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -32,24 +33,55 @@ def log_key(job: str, seq: int) -> str:
     return f"{log_prefix(job)}{_number(seq):020d}"
 
 
-def state_key(job: str, state_hash: str) -> str:
-    """A folded state of the log, named by its content."""
-    return f"{check_job(job)}/state/{_hash(state_hash)}"
+def state_prefix(job: str) -> str:
+    """What all folded states' keys start with."""
+    return f"{check_job(job)}/state/"
+
+
+def state_key(job: str, seq: int, state_hash: str) -> str:
+    """The folded state of the log before record ``seq``, which names it by its content."""
+    return f"{state_prefix(job)}{_number(seq):020d}-{_hash(state_hash)}"
+
+
+def seq_of_state(name: str) -> int | None:
+    """``seq`` of a ``state_key``'s last part; None for what is none."""
+    found = _STATE.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
+def manifest_prefix(job: str) -> str:
+    """What all manifests' keys start with."""
+    return f"{check_job(job)}/manifest/"
 
 
 def manifest_key(job: str, manifest_hash: str) -> str:
     """A manifest, named by its content."""
-    return f"{check_job(job)}/manifest/{_hash(manifest_hash)}"
+    return f"{manifest_prefix(job)}{_hash(manifest_hash)}"
 
 
-def layout_key(job: str, layout_hash: str) -> str:
-    """A layout, named by its content."""
-    return f"{check_job(job)}/layout/{_hash(layout_hash)}"
+def layouts_prefix(job: str) -> str:
+    """What all layouts' keys start with; the names right below are generations."""
+    return f"{check_job(job)}/layout/"
+
+
+def layout_prefix(job: str, generation: Generation) -> str:
+    """What the keys of one generation's layouts start with."""
+    return f"{layouts_prefix(job)}{generation}/"
+
+
+def layout_key(job: str, generation: Generation, layout_hash: str) -> str:
+    """A layout of one generation, named by its content: never shared between generations, so it can go with the last commit."""
+    return f"{layout_prefix(job, generation)}{_hash(layout_hash)}"
+
+
+def attempts_prefix(job: str) -> str:
+    """What the keys of all attempts' data start with; the names right below are attempts."""
+    return f"{check_job(job)}/data/"
 
 
 def data_prefix(job: str, attempt: Attempt) -> str:
     """What the keys of all segments and the index of one attempt start with."""
-    return f"{check_job(job)}/data/{attempt}/"
+    return f"{attempts_prefix(job)}{attempt}/"
 
 
 def segment_key(job: str, attempt: Attempt, writer: str, n: int) -> str:
@@ -70,6 +102,11 @@ def latest_key(job: str) -> str:
 def leader_key(job: str) -> str:
     """A hint at the coordinator's address (PROTOCOLS 4.4)."""
     return f"{check_job(job)}/LEADER"
+
+
+def clock_key(job: str) -> str:
+    """An object that is put to learn the store's own time from its Last-Modified."""
+    return f"{check_job(job)}/CLOCK"
 
 
 def _hash(text: str) -> str:

@@ -67,7 +67,7 @@ async def open_checkpoint(store: Store, job: str, manifest_hash: str) -> Checkpo
     if manifest.job != job:
         raise CorruptError(f"a manifest is another job's manifest={manifest_hash} job={job} says={manifest.job}")
     layout_body, index_body = await asyncio.gather(
-        _get_ref(store, "layout", layout_key(job, manifest.layout.hash), manifest.layout),
+        _get_ref(store, "layout", layout_key(job, manifest.attempt.snapshot.generation, manifest.layout.hash), manifest.layout),
         _get_ref(store, "index", index_key(job, manifest.attempt, manifest.index.hash), manifest.index),
     )
     layout = decode_layout(layout_body)

@@ -1,4 +1,4 @@
-"""The store protocol: six verbs, and what each one promises.
+"""The store protocol: seven verbs, and what each one promises.
 
 Keys are relative, '/'-separated, computed by us and never taken from a stored text. Every verb may raise UnavailableError (try
 again: any verb here may be repeated) or StoreConfigError (don't). Drivers do not retry; wrappers in this package do.
@@ -6,7 +6,7 @@ again: any verb here may be repeated) or StoreConfigError (don't). Drivers do no
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +52,12 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """All objects whose key starts with ``prefix``, in no order. Never used where safety depends on it."""
+        ...
+
+    async def children(self, prefix: str) -> Sequence[str]:
+        """The different first parts of what follows ``prefix`` ('' or ending in '/') in keys that have a '/' there: as many as
+        directories, not objects. In no order. Never used where safety depends on it. An empty directory may be among them.
+        """
         ...
 
     async def delete(self, key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ckptd.errors import (
     UnsafeStoreError,
 )
 from ckptd.store.base import Bytes, ObjectInfo
-from ckptd.store.keys import check_create_body, check_key, check_prefix, check_range
+from ckptd.store.keys import check_create_body, check_directory, check_key, check_prefix, check_range
 from ckptd.store.threads import StoreThreads
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -67,6 +67,10 @@ class DirectoryStore:
         for info in await self._threads.run(lambda: list(self._walk(prefix))):
             yield info
 
+    async def children(self, prefix: str) -> Sequence[str]:
+        check_directory(prefix)
+        return await self._threads.run(lambda: self._subdirectories(prefix))
+
     async def delete(self, key: str) -> None:
         path = self._path(key)
         await self._threads.run(lambda: self._remove(path, key))
@@ -78,18 +82,26 @@ class DirectoryStore:
         return self._root / check_key(key)
 
     def _write(self, path: Path, key: str, data: Bytes, publish: Callable[[Path, Path], None]) -> None:
+        for tries_left in (2, 1, 0):
+            try:
+                self._write_once(path, data, publish)
+                return
+            except FileNotFoundError as error:  # somebody's delete has just taken the directory away, which was empty
+                if not tries_left:
+                    raise self._translated(error, "write", key) from error
+            except OSError as error:
+                raise self._translated(error, "write", key) from error
+
+    def _write_once(self, path: Path, data: Bytes, publish: Callable[[Path, Path], None]) -> None:
         temporary = path.parent / f".tmp-{secrets.token_hex(16)}"
         try:
-            try:
-                self._make_directory(path.parent)
-                _write_new(temporary, data)
-                publish(temporary, path)
-            finally:
-                with suppress(OSError):  # after os.replace it is gone; otherwise it is litter, and list() skips it
-                    temporary.unlink()
-            _sync_directory(path.parent)
-        except OSError as error:
-            raise self._translated(error, "write", key) from error
+            self._make_directory(path.parent)
+            _write_new(temporary, data)
+            publish(temporary, path)
+        finally:
+            with suppress(OSError):  # after os.replace it is gone; otherwise it is litter, and list() skips it
+                temporary.unlink()
+        _sync_directory(path.parent)
 
     def _make_directory(self, directory: Path) -> None:
         """Make ``directory`` and have its name, and those of all its parents, on the disk.
@@ -150,11 +162,25 @@ class DirectoryStore:
                     with suppress(NotFoundError):  # deleted while we walked
                         yield self._stat(path, key)
 
+    def _subdirectories(self, prefix: str) -> Sequence[str]:
+        try:
+            with os.scandir(self._root / prefix) as entries:
+                return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise self._translated(error, "list", prefix) from error
+
     def _remove(self, path: Path, key: str) -> None:
         try:
             path.unlink(missing_ok=True)
-            if path.parent.is_dir():
+            with suppress(FileNotFoundError):
                 _sync_directory(path.parent)
+            if path.parent != self._root:
+                # A directory that has become empty is litter. Never one above it, so those stay known to be durable; a writer
+                # that comes too late finds it missing and makes it anew.
+                with suppress(OSError):
+                    path.parent.rmdir()
         except OSError as error:
             raise self._translated(error, "delete", key) from error
 

@@ -7,7 +7,7 @@ for everybody else (environment, profile, instance).
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -21,7 +21,7 @@ from fsspec.spec import AbstractFileSystem
 from ckptd.errors import NotFoundError, StoreConfigError, StoreError, UnsafeStoreError
 from ckptd.store.base import Bytes, ObjectInfo
 from ckptd.store.fsspec_errors import is_out_of_range, translate
-from ckptd.store.keys import check_create_body, check_key, check_prefix, check_range
+from ckptd.store.keys import check_create_body, check_directory, check_key, check_prefix, check_range
 from ckptd.store.threads import StoreThreads
 
 _S3 = ("s3", "s3a")
@@ -113,6 +113,15 @@ class FsspecStore:
             key = path[len(self._root) + 1 :]
             if key.startswith(prefix) and details["type"] == "file":
                 yield _info(key, details)
+
+    async def children(self, prefix: str) -> Sequence[str]:
+        top = f"{self._root}/{check_directory(prefix)}".rstrip("/")
+        try:
+            found = await self._call("list", prefix, _UNKNOWN_BYTES, "ls", top, detail=True)
+        except NotFoundError:
+            return []
+        names = [str(entry["name"]).rstrip("/") for entry in found if entry["type"] == "directory"]
+        return [name.rpartition("/")[2] for name in names if len(name) > len(top)]
 
     async def delete(self, key: str) -> None:
         with suppress(NotFoundError):

@@ -27,6 +27,13 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def check_directory(prefix: str) -> str:
+    """Return ``prefix`` if it is '' or a key's beginning that ends in '/', else raise ValueError."""
+    if prefix and not prefix.endswith("/"):
+        raise ValueError(f"not a key prefix that ends in '/': {prefix[:120]!r}")
+    return check_prefix(prefix)
+
+
 def check_range(start: int, end: int | None) -> None:
     """Raise ValueError unless 0 <= start <= end."""
     if start < 0 or (end is not None and end < start):

@@ -6,7 +6,7 @@ The commit log and the leases use the inner store: a slow upload must never hold
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.errors import ConfigError
@@ -90,6 +90,10 @@ class LimitedStore:
             found = [info async for info in self._inner.list(prefix)]
         for info in found:
             yield info
+
+    async def children(self, prefix: str) -> Sequence[str]:
+        async with self._calls:
+            return await self._inner.children(prefix)
 
     async def delete(self, key: str) -> None:
         async with self._calls:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -82,6 +82,9 @@ class RetryingStore:
 
         for info in await self._retrying(listed):
             yield info
+
+    async def children(self, prefix: str) -> Sequence[str]:
+        return await self._retrying(lambda: self._inner.children(prefix))
 
     async def delete(self, key: str) -> None:
         await self._retrying(lambda: self._inner.delete(key))

@@ -89,7 +89,7 @@ def test_a_sound_store(store: Path) -> None:
         (lambda store: flip(one(store, "data/*/*.idx")), ".idx has not the bytes"),
         (lambda store: one(store, "manifest/*").unlink(), "is missing"),
         (lambda store: flip(one(store, "manifest/*")), "has not the bytes"),
-        (lambda store: one(store, "layout/*").unlink(), "is missing"),
+        (lambda store: one(store, "layout/*/*").unlink(), "is missing"),
         (lambda store: swap(*records(store)[1:3]), "the hash chain breaks before log record 1"),
         (lambda store: flip(records(store)[0]), "the hash chain breaks before log record 1"),
         (lambda store: records(store)[1].unlink(), "the log has a gap"),

@@ -66,6 +66,11 @@ class FaultyStore:
         for key in [key for key in self.objects if key.startswith(prefix)]:
             yield ObjectInfo(key, len(self.objects[key]), 0.0)
 
+    async def children(self, prefix: str) -> list[str]:
+        await self._turns()
+        rest = [key.removeprefix(prefix) for key in self.objects if key.startswith(prefix)]
+        return sorted({key.partition("/")[0] for key in rest if "/" in key})
+
     async def delete(self, key: str) -> None:
         raise AssertionError("the commit log deletes nothing")
 

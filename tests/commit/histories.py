@@ -54,8 +54,17 @@ def random_history(
         history.verdicts.append(verdict)
         history.states.append(state)
         what = collectable(state)
-        history.deletable.append(({entry.n for entry, _ in what.commits}, {TEXTS[attempt] for attempt, _ in what.aborted}))
+        history.deletable.append(told(what))
     return history
+
+
+def told(what: Collectable) -> Deletable:
+    """As the oracle wants it."""
+    return (
+        {entry.n for entry, _ in what.commits},
+        {str(attempt) for attempt, _ in what.aborted},
+        {str(generation) for generation, _ in what.layouts},
+    )
 
 
 def _next(rng: random.Random, history: History, offices: list[Office], seq: int) -> tuple[Raw, Record]:

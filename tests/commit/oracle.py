@@ -4,13 +4,13 @@ It shares no code with ckptd: a log is a list of dicts as they stand in the JSON
 the whole history again. Slow and plain on purpose; keep it so that it can be checked by reading PROTOCOLS beside it.
 
 ``counted`` are the fold's claims, one bool per record; ``deletable[p]`` is what it claims may be deleted once records 0..p
-stand: a pair (log numbers of commits, attempts).
+stand: (log numbers of commits, attempts, generations whose layouts).
 """
 
 from typing import Any
 
 Raw = dict[str, Any]
-Deletable = tuple[set[int], set[str]]
+Deletable = tuple[set[int], set[str], set[str]]
 
 
 def live(log: list[Raw], counted: list[bool], n: int, upto: int) -> bool:
@@ -41,6 +41,12 @@ def newest(log: list[Raw], counted: list[bool], upto: int) -> int | None:
     return max((n for n in range(upto) if live(log, counted, n, upto)), default=None)
 
 
+def generation(log: list[Raw], n: int) -> tuple[int, int]:
+    """That of commit n."""
+    epoch, number = log[n]["body"]["attempt"].split(".")[0].split("-")
+    return int(epoch), int(number)
+
+
 def rules(log: list[Raw]) -> list[bool]:
     """Which records count, read off PROTOCOLS 4.2 one by one."""
     counted: list[bool] = []
@@ -68,6 +74,9 @@ def _counts(log: list[Raw], counted: list[bool], i: int) -> bool:
             return False
     if kind == "ABORT":
         return True
+    before = [j for j in range(i) if counted[j] and log[j]["body"]["type"] == "COMMIT"]
+    if any(generation(log, j) > generation(log, i) for j in before):
+        return False
     return all(live(log, counted, b, i) for b in body["bases"]) and body["parent"] == newest(log, counted, i)
 
 
@@ -129,12 +138,15 @@ def kept(log: list[Raw], counted: list[bool], deletable: list[Deletable]) -> lis
     commits = [n for n in range(len(log)) if counted[n] and log[n]["body"]["type"] == "COMMIT"]
     gone_commits: set[int] = set()
     gone_attempts: set[str] = set()
+    gone_layouts: set[tuple[int, int]] = set()
     for p in range(len(log)):
-        if gone_commits or gone_attempts:
+        if gone_commits or gone_attempts or gone_layouts:
             for n in commits:
                 held = n <= p and pinned(log, counted, n, p + 1)
                 if not held and not live(log, counted, n, p + 1):
                     continue
+                if generation(log, n) in gone_layouts:
+                    found.append(f"{'I7' if held else 'I6'}: after record {p} commit {n} needs its layout, which may be gone")
                 for m in _needs(log, n):
                     if m in gone_commits or log[m]["body"].get("attempt") in gone_attempts:
                         found.append(f"{'I7' if held else 'I6'}: after record {p} commit {n} needs {m}, which may be gone")
@@ -142,6 +154,7 @@ def kept(log: list[Raw], counted: list[bool], deletable: list[Deletable]) -> lis
             found.append(f"I6: what was deletable before record {p} no longer is")
         gone_commits |= deletable[p][0]
         gone_attempts |= deletable[p][1]
+        gone_layouts |= {(int(text.split("-")[0]), int(text.split("-")[1])) for text in deletable[p][2]}
     return found
 
 
@@ -151,9 +164,14 @@ def leaks(log: list[Raw], counted: list[bool], deletable: Deletable) -> list[str
     commits = [n for n in range(end) if counted[n] and log[n]["body"]["type"] == "COMMIT"]
     needed = {m for n in commits if live(log, counted, n, end) or pinned(log, counted, n, end) for m in _needs(log, n)}
     aborted = {log[i]["body"]["attempt"] for i in range(end) if counted[i] and log[i]["body"]["type"] == "ABORT"}
-    return [f"leak: commit {n}" for n in commits if n not in needed | deletable[0]] + [
-        f"leak: attempt {a}" for a in aborted - deletable[1]
-    ]
+    last = max((generation(log, n) for n in commits), default=(0, 0))
+    used = {generation(log, n) for n in needed} | {last}
+    ended = {f"{epoch}-{n}" for epoch, n in {generation(log, n) for n in commits} - used}
+    return (
+        [f"leak: commit {n}" for n in commits if n not in needed | deletable[0]]
+        + [f"leak: attempt {a}" for a in aborted - deletable[1]]
+        + [f"leak: layouts of {g}" for g in ended - deletable[2]]
+    )
 
 
 def _needs(log: list[Raw], n: int) -> set[int]:

@@ -131,6 +131,7 @@ MUTANTS: dict[str, tuple[Callable[[], Judge], str]] = {
     "second COMMIT accepted": (lambda: _accepts(Commit, Void.ATTEMPT_COMMITTED), "I4"),
     "bases not checked": (lambda: _accepts(Commit, Void.BASE_NOT_LIVE), "I6"),
     "parent not checked": (lambda: _accepts(Commit, Void.PARENT_NOT_NEWEST), "I8"),
+    "earlier generation commits": (lambda: _accepts(Commit, Void.GENERATION_PASSED), "I6"),
     "PIN after RETIRE accepted": (lambda: _accepts(Pin, Void.NOT_LIVE), "I7"),
 }
 

@@ -59,7 +59,7 @@ def built(length: int) -> FaultyStore:
             body = Pin(3, "me") if seq % 2 else Unpin(3, "me")
         free = isinstance(body, Pin | Unpin)
         record = Record(seq, f"{seq:032x}", state.last, state_hash(state), None if free else office, body)
-        store.objects[state_key(JOB, record.state)] = encode_state(state)
+        store.objects[state_key(JOB, seq, record.state)] = encode_state(state)
         store.objects[log_key(JOB, seq)] = encode(record)
         state, _ = fold(state, record)
     store.objects[latest_key(JOB)] = encode_hint(length - 1)
@@ -154,7 +154,7 @@ async def test_a_changed_record_is_noticed(seq: int) -> None:
     if seq == 0:  # an EPOCH names its nonce twice
         store.objects[key] = store.objects[key].replace(f"{0:032x}".encode(), f"{1:032x}".encode())
         store.objects = {k: v for k, v in store.objects.items() if k in (key, log_key(JOB, 1), latest_key(JOB))}
-        store.objects[state_key(JOB, state_hash(EMPTY))] = encode_state(EMPTY)
+        store.objects[state_key(JOB, 0, state_hash(EMPTY))] = encode_state(EMPTY)
     if seq == 99:  # the last record's own hash stands nowhere yet: it is another valid record
         assert (await opened(store).load()).tail == 99
         return
@@ -169,7 +169,7 @@ async def test_damaged_bytes_are_an_error(what: str) -> None:
         log = opened(store)
         key = log_key(JOB, 29)
         if what == "state":
-            key = state_key(JOB, state_hash(await opened(built(29)).load()))
+            key = state_key(JOB, 29, state_hash(await opened(built(29)).load()))
         data = bytearray(store.objects[key])
         data[place % len(data)] ^= 0x80
         store.objects[key] = bytes(data)
@@ -182,7 +182,7 @@ async def test_a_state_of_another_history_is_an_error() -> None:
     store, other = built(30), built(20)
     stray = await opened(other).load()
     key = log_key(JOB, 29)
-    store.objects |= other.objects | {state_key(JOB, state_hash(stray)): encode_state(stray), key: store.objects[key]}
+    store.objects |= other.objects | {state_key(JOB, 29, state_hash(stray)): encode_state(stray), key: store.objects[key]}
     right = state_hash(await opened(built(29)).load())
     store.objects[key] = store.objects[key].replace(right.encode(), state_hash(stray).encode())
     store.objects[latest_key(JOB)] = encode_hint(29)
@@ -398,7 +398,7 @@ async def test_the_folded_state_is_stored_before_its_record() -> None:
 
     store.put, store.create = note_put, note_create  # type: ignore[method-assign,assignment]
     await take_office(opened(store))
-    assert writes == [state_key(JOB, state_hash(EMPTY)), log_key(JOB, 0), latest_key(JOB)]
+    assert writes == [state_key(JOB, 0, state_hash(EMPTY)), log_key(JOB, 0), latest_key(JOB)]
 
 
 async def test_a_state_beyond_its_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from ckptd.errors import CorruptError, OfficeLostError, UnavailableError
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.records import Office, Retire, decode
 from tests.clock import FakeClock
-from tests.commit import oracle
+from tests.commit import histories, oracle
 from tests.commit.faulty_store import FaultyStore
 
 JOB = "job"
@@ -145,8 +145,7 @@ def check(store: FaultyStore, told: Told) -> list[str]:
     for seq, data in enumerate(bodies):
         state, verdict = fold(state, decode(seq, data))
         counted.append(verdict.counted)
-        what = collectable(state)
-        deletable.append(({entry.n for entry, _ in what.commits}, {str(attempt) for attempt, _ in what.aborted}))
+        deletable.append(histories.told(collectable(state)))
     found += oracle.violations(log, counted, deletable)
     found += [f"record {i} counts differently" for i in range(len(log)) if counted[i] != expected[i]]
     found += [f"void record {i} was written" for i in range(len(log)) if not expected[i]]

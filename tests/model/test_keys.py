@@ -19,9 +19,11 @@ HASH = "0123456789abcdef" * 4
 def test_keys_are_what_format_md_says() -> None:
     assert keys.log_key("job", 12) == "job/log/00000000000000000012"
     assert keys.log_key("job", 12).startswith(keys.log_prefix("job"))
-    assert keys.state_key("job", HASH) == f"job/state/{HASH}"
+    assert keys.state_key("job", 12, HASH) == f"job/state/00000000000000000012-{HASH}"
+    assert keys.seq_of_state(keys.state_key("job", 12, HASH).removeprefix(keys.state_prefix("job"))) == 12
+    assert keys.seq_of_state(HASH) is None
     assert keys.manifest_key("job", HASH) == f"job/manifest/{HASH}"
-    assert keys.layout_key("job", HASH) == f"job/layout/{HASH}"
+    assert keys.layout_key("job", Generation(3, 2), HASH) == f"job/layout/3-2/{HASH}"
     assert keys.segment_key("job", ATTEMPT, "node-1.ab12", 7) == "job/data/3-2.100.1/node-1.ab12-7.seg"
     assert keys.index_key("job", ATTEMPT, HASH) == f"job/data/3-2.100.1/{HASH}.idx"
     assert keys.index_key("job", ATTEMPT, HASH).startswith(keys.data_prefix("job", ATTEMPT))
@@ -36,10 +38,17 @@ def test_a_writer_cannot_leave_its_place(bad: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", HASH[:-1], HASH.upper(), "../" * 21 + "x", HASH + "\n"])
-@pytest.mark.parametrize("key", [keys.state_key, keys.manifest_key, keys.layout_key])
-def test_a_hash_is_a_hash(key: Callable[[str, str], str], bad: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [
+        lambda bad: keys.state_key("job", 0, bad),
+        lambda bad: keys.manifest_key("job", bad),
+        lambda bad: keys.layout_key("job", Generation(1, 1), bad),
+    ],
+)
+def test_a_hash_is_a_hash(key: Callable[[str], str], bad: str) -> None:
     with pytest.raises(CorruptError):
-        key("job", bad)
+        key(bad)
 
 
 @pytest.mark.parametrize("bad", [-1, 10**15, True])

@@ -63,7 +63,7 @@ async def everything(store: DirectoryStore, checkpoint: Checkpoint, pool: Thread
 async def test_every_flipped_byte_of_every_object_is_found_and_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     _, manifest = await saved(tmp_path, pool)
     files = stored_files(tmp_path)
-    assert {path.parent.parent.name for path in files} == {"job", "data"} and len(files) > 5
+    assert {path.parent.parent.name for path in files} == {"job", "data", "layout"} and len(files) > 5
     for path in files:
         good = path.read_bytes()
         name = path.relative_to(tmp_path).as_posix()
@@ -108,7 +108,7 @@ async def test_a_known_layout_is_not_written_again(tmp_path: Path, pool: ThreadP
     parts, first = await saved(tmp_path, pool)
     store = DirectoryStore(tmp_path)
     manifest = (await open_checkpoint(store, JOB, first)).manifest
-    await store.delete(layout_key(JOB, manifest.layout.hash))
+    await store.delete(layout_key(JOB, manifest.attempt.snapshot.generation, manifest.layout.hash))
     await store.delete(index_key(JOB, ATTEMPT, manifest.index.hash))
     assert await assemble(store, JOB, ATTEMPT, 2, None, parts, {manifest.layout.hash}) == (manifest, first)
     with pytest.raises(CorruptError, match="the layout of a checkpoint is missing"):

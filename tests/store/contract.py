@@ -141,6 +141,27 @@ class StoreContract:
         await store.delete("l/1")
         assert await names(store, "l/") == {"l/2"}
 
+    async def test_children_are_the_names_before_the_next_slash(self, store: Store) -> None:
+        assert list(await store.children("")) == list(await store.children("job/data/")) == []
+        for key in [
+            "job/data/1-1.10.0/a.seg",
+            "job/data/1-1.10.0/b.seg",
+            "job/data/1-2.20.0/deep/c",
+            "job/data/file",
+            "job2/x",
+        ]:
+            await store.put(key, b"x")
+        assert sorted(await store.children("job/data/")) == ["1-1.10.0", "1-2.20.0"]
+        assert sorted(await store.children("")) == ["job", "job2"]
+        assert list(await store.children("job/data/file/")) == list(await store.children("no/such/")) == []
+        for key in ["job/data/1-1.10.0/a.seg", "job/data/1-1.10.0/b.seg"]:
+            await store.delete(key)
+        assert list(await store.children("job/data/")) == ["1-2.20.0"]
+        await store.put("job/data/1-1.10.0/late", b"x")
+        assert sorted(await store.children("job/data/")) == ["1-1.10.0", "1-2.20.0"]
+        with pytest.raises(ValueError, match="ends in '/'"):
+            await store.children("job/da")
+
     async def test_delete_is_repeatable(self, store: Store) -> None:
         await store.put("d/1", b"x")
         await store.delete("d/1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -89,7 +90,7 @@ async def test_a_file_system_without_links_is_unsafe(tmp_path: Path, monkeypatch
     monkeypatch.setattr(directory.os, "link", failing(errno.EOPNOTSUPP))
     with pytest.raises(UnsafeStoreError, match="hard links"):
         await probe(store, "")
-    assert os.listdir(tmp_path / "probe") == []
+    assert not (tmp_path / "probe").exists()
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,16 @@ async def test_a_place_that_can_not_be_a_directory_is_refused_early(tmp_path: Pa
         await check_store(DirectoryStore(tmp_path / "file" / "below"))
     with pytest.raises(StoreConfigError, match="absolute"):
         DirectoryStore(Path("relative"))
+
+
+async def test_an_emptied_directory_goes_and_writers_beside_its_end_do_not_fail(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+
+    async def come_and_go(name: str) -> None:
+        for _ in range(50):
+            await store.put(f"job/data/{name}", b"x")
+            assert await store.get(f"job/data/{name}") == b"x"
+            await store.delete(f"job/data/{name}")
+
+    await asyncio.gather(*(come_and_go(str(n)) for n in range(4)))
+    assert os.listdir(tmp_path / "job") == []
