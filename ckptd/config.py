@@ -77,6 +77,10 @@ class CoordinatorSettings(_Section):
     join_seconds: float = Field(30.0, ge=0, description="how long the first world waits for the most nodes it may have")
     restore_seconds: float = Field(600.0, gt=0, description="how long all ranks together may take to restore")
     drain_seconds: float = Field(30.0, ge=0, description="how long a finished snapshot of a lost world may still be uploaded")
+    fruitless_generations: int = Field(
+        5, ge=1, le=1000, description="worlds in a row that may fail without a checkpoint; then one step back, then the end"
+    )
+    backoff_seconds: float = Field(30.0, ge=0, description="longest wait between two worlds that fail without a checkpoint")
 
 
 class Settings(BaseSettings):

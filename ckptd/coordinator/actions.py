@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptd.coordinator.state import Schedule, Target
+from ckptd.coordinator.state import Failure, Schedule, Target
 from ckptd.model.ids import Generation, Snapshot
 
 
@@ -18,10 +18,11 @@ class DeclareDead:
 
 @dataclass(frozen=True, slots=True)
 class AskRegroup:
-    """The current generation is broken; ``nodes`` are to stop their workers and join again."""
+    """The current generation is broken; ``nodes`` are to stop their workers and join again. ``workers``: theirs failed."""
 
     nodes: tuple[str, ...]
     reason: str
+    workers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,10 @@ class AbortAttempt:
 
 @dataclass(frozen=True, slots=True)
 class NameRestore:
-    """The one thing for this generation to restore."""
+    """The one thing for this generation to restore, and what is lost by it, in words."""
 
     target: Target
+    loss: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,28 @@ class CompleteJob:
     """All work is done."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountWorld:
+    """The current generation is over; it failed by its workers, or not."""
+
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepBack:
+    """The next worlds are tried without the newest commit, ``over``."""
+
+    over: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopJob:
+    """The job can't go on by itself."""
+
+    diagnosis: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,5 +168,8 @@ Action = (
     | RestoreGo
     | FailRestore
     | CompleteJob
+    | CountWorld
+    | StepBack
+    | StopJob
     | Wait
 )

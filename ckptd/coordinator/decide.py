@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ckptd.coordinator.actions import Action
 from ckptd.coordinator.alive import decide_dead
+from ckptd.coordinator.fruitless import decide_fruitless
 from ckptd.coordinator.membership import decide_adoption, decide_broken, decide_complete, decide_forming
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.restoring import decide_restore
@@ -23,6 +24,7 @@ def decide(now: float, state: State, options: CoordinatorOptions) -> list[Action
         *decide_dead(now, state, options),
         *decide_adoption(now, state, options),
         *decide_snapshots(now, state, options),
+        *decide_fruitless(state, options),
         *decide_forming(now, state, options),
         # The schedule goes out before the ranks may start, so that none of them passes its first step unaware.
         *decide_schedule(state, options),

@@ -16,6 +16,7 @@ from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.commit.fold import restore_candidate
 from ckptd.commit.log import CommitLog, RecordRefusedError
 from ckptd.commit.office import Committer
+from ckptd.commit.state import Entry
 from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, QuarantineJob
 from ckptd.coordinator.state import NOTHING, Outcome, Target
 from ckptd.errors import CkptdError, CorruptError, OfficeLostError, ResourceError, StoreError
@@ -58,6 +59,10 @@ class Trouble:
 LogResult = TailAbsent | Settled | Quarantined | Trouble
 
 
+def _target(entry: Entry) -> Target:
+    return Target(entry.n, entry.attempt.snapshot.step, entry.manifest)
+
+
 class LogWorker:
     """Runs log jobs in order. ``report`` gets every result; ``run`` raises OfficeLostError when we must step down."""
 
@@ -80,13 +85,21 @@ class LogWorker:
             return Outcome(state.committed[attempt], "")
         return Outcome(None, "it was given up") if attempt in state.aborted else None
 
+    def beside(self) -> tuple[Target, tuple[Target, ...]]:
+        """The live commit before the candidate; and the quarantined ones after it, oldest first."""
+        entries = list(self._log.state.commits.values())
+        newest = restore_candidate(self._log.state)
+        after = -1 if newest is None else newest.n
+        previous = next((entry for entry in reversed(entries) if entry.live and entry.n < after), None)
+        bad = tuple(_target(entry) for entry in entries if entry.n > after and entry.quarantined_at is not None)
+        return (NOTHING if previous is None else _target(previous)), bad
+
     def candidate(self) -> tuple[Target, Generation]:
         """The commit to restore, by the log as we last read it, and the generation that made it."""
         entry = restore_candidate(self._log.state)
         if entry is None:
             return NOTHING, NO_GENERATION
-        snapshot = entry.attempt.snapshot
-        return Target(entry.n, snapshot.step, entry.manifest), snapshot.generation
+        return _target(entry), entry.attempt.snapshot.generation
 
     async def run(self) -> None:
         """Until cancelled. Raises OfficeLostError, and CorruptError or LogTruncatedError when the log itself is damaged."""
@@ -135,8 +148,8 @@ class LogWorker:
         known = self.outcome_of(job.attempt)
         if known is not None:
             return known
-        parent = restore_candidate(self._log.state)
-        parent_seq = None if parent is None else parent.n
+        live = [entry.n for entry in self._log.state.commits.values() if entry.live and entry.n != job.over]
+        parent_seq = max(live, default=None)
         try:
             manifest, bases = await self._assemble(job.attempt, job.world_size, parent_seq, job.parts)
         except StoreError:
@@ -144,6 +157,8 @@ class LogWorker:
         except (CorruptError, ResourceError, ValueError) as error:
             _log.error("a snapshot's parts don't fit together", attempt=str(job.attempt), error=str(error))
             return await self._abort(job.attempt, f"its parts don't fit together: {error}")
+        if job.over is not None:
+            await self._quarantine(job.over, f"worlds that restored it failed; {job.attempt} came about without it")
         try:
             seq = await self._committer.commit(job.attempt, manifest, bases, parent_seq)
         except RecordRefusedError as error:

@@ -21,11 +21,12 @@ class CheckTailJob:
 
 @dataclass(frozen=True, slots=True)
 class CommitJob:
-    """Make a checkpoint of these parts, one from each node."""
+    """Make a checkpoint of these parts, one from each node. ``over``: the newest commit, which it does not descend from."""
 
     attempt: Attempt
     world_size: int
     parts: tuple[bytes, ...]
+    over: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ def _enact(state: State, action: act.Action, now: float) -> LogJob | None:
             snapshot = state.snapshots[id]
             snapshot.settling = True
             assert snapshot.stored and snapshot.world is not None, "only what is stored whole is committed"
-            return CommitJob(snapshot.attempt, snapshot.world.world_size, tuple(part for _, part in snapshot.parts.values()))
+            parts = tuple(part for _, part in snapshot.parts.values())
+            return CommitJob(snapshot.attempt, snapshot.world.world_size, parts, _stepped_over(state, snapshot.world))
         case act.AbortAttempt(id, reason):
             state.snapshots[id].settling = True
             return AbortJob(state.snapshots[id].attempt, reason)
@@ -78,6 +80,12 @@ def _enact(state: State, action: act.Action, now: float) -> LogJob | None:
             _adopt(state, generation, broken, now)
         case act.CompleteJob(reason):
             state.complete, state.complete_seconds = reason, now
+        case act.StepBack(over, _):
+            state.stepped_over = over
+        case act.StopJob(diagnosis):
+            state.complete, state.complete_seconds, state.failed = diagnosis, now, True
+            agents = (node.agent.agent for node in state.nodes.values() if node.agent is not None)
+            state.stopped_agents = frozenset(agents)
         case act.Wait():
             pass
         case _:
@@ -92,21 +100,34 @@ def _enact_on_world(state: State, action: act.Action, now: float) -> LogJob | No
         case act.DeclareDead(node, reason):
             world.lost[node] = reason
             _break(state, world, reason, now)
-        case act.AskRegroup(_, reason):
+        case act.AskRegroup(_, reason, workers):
+            world.workers_failed = workers
             _break(state, world, reason, now)
+        case act.CountWorld(failure):
+            world.counted = True
+            if failure is not None:
+                state.fruitless, state.failed_seconds = state.fruitless + 1, now
+                state.failures.append(failure)
         case act.AnnounceSchedule(schedule):
             world.schedule, world.unscheduled = schedule, None
         case act.WithholdSchedule(reason):
             world.unscheduled = reason
-        case act.NameRestore(target):
-            world.target = target
+        case act.NameRestore(target, loss):
+            world.target, world.restore_loss = target, loss
         case act.RestoreGo():
             world.restore = "go"
         case act.FailRestore(reason, quarantine):
-            world.restore, world.restore_failure = "failed", reason
+            world.restore, world.restore_failure, world.spoilt = "failed", reason, quarantine is not None
             _break(state, world, reason, now)
             return None if quarantine is None else QuarantineJob(quarantine, reason)
     return None
+
+
+def _stepped_over(state: State, world: World) -> int | None:
+    """The newest commit, if this world was told to do without it."""
+    over, target = state.stepped_over, world.target
+    stepped = over is not None and over == state.candidate.seq and target is not None and target.seq == state.previous.seq
+    return over if stepped else None
 
 
 def _break(state: State, world: World, reason: str, now: float) -> None:
@@ -127,7 +148,7 @@ def _install(state: State, world: World, now: float) -> None:
     if old is not None and old.broken is None:
         old.broken, old.broken_seconds = f"generation {world.id} was formed", now
     assert old is None or old.id < world.id, "generations only go up"
-    state.world, state.complete = world, None
+    state.world, state.complete, state.failed = world, None, False
     state.permit_seconds = None
     state.claims.clear()
     state.order = tuple(sorted(world.members, key=lambda id: world.members[id].node_rank))

@@ -11,7 +11,20 @@ from typing import Protocol
 import structlog
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
-from ckptd.coordinator.actions import Adopt, AskRegroup, CompleteJob, FormGeneration, FormRanks, Wait, WithholdSchedule
+from ckptd.coordinator.actions import (
+    Adopt,
+    AskRegroup,
+    CompleteJob,
+    CountWorld,
+    FailRestore,
+    FormGeneration,
+    FormRanks,
+    NameRestore,
+    StepBack,
+    StopJob,
+    Wait,
+    WithholdSchedule,
+)
 from ckptd.coordinator.alive import blind_nodes
 from ckptd.coordinator.apply import apply, attach, detach
 from ckptd.coordinator.decide import decide
@@ -48,6 +61,8 @@ class LogView(Protocol):
     def outcome_of(self, attempt: Attempt) -> Outcome | None: ...
 
     def candidate(self) -> tuple[Target, Generation]: ...
+
+    def beside(self) -> tuple[Target, tuple[Target, ...]]: ...
 
 
 class Engine:
@@ -131,6 +146,8 @@ class Engine:
                 state.permit_asked, state.permit_seconds = False, now
             case Settled(attempt, outcome):
                 state.settle(attempt, outcome)
+                if outcome.seq is not None:
+                    state.begin_anew()
                 world = state.world
                 if outcome.seq is not None and world is not None and attempt.snapshot.generation == world.id:
                     world.last_commit_seconds = now
@@ -174,12 +191,13 @@ class Engine:
 
     def _look_at_log(self) -> None:
         self.state.candidate, self.state.candidate_generation = self._log.candidate()
+        self.state.previous, self.state.bad = self._log.beside()
 
     def _after(self, action: object) -> None:
         world = self.state.world
         if isinstance(action, FormGeneration | FormRanks | Adopt) and world is not None:
             self._kv.current(world.id)
-        elif isinstance(action, CompleteJob):
+        elif isinstance(action, CompleteJob | StopJob):
             self._kv.complete()
 
     def _tell(self) -> None:
@@ -208,7 +226,17 @@ class Engine:
         match action:
             case WithholdSchedule(reason):
                 _log.warning("no snapshots will be taken", reason=reason)
-            case AskRegroup(nodes, reason):
+            case FailRestore(reason, quarantine):
+                _log.error("NO RANK RESTORES", reason=reason, quarantined=quarantine)
+            case NameRestore(target, loss) if loss:
+                _log.error("STEPS ARE LOST", loss=loss, record=target.seq, step=target.step)
+            case StepBack(over, reason):
+                _log.error("stepping back one checkpoint", over=over, reason=reason)
+            case StopJob(diagnosis):
+                _log.error("THE JOB IS STOPPED", diagnosis=diagnosis)
+            case CountWorld(failure) if failure is not None:
+                _log.warning("a world failed without a checkpoint", in_a_row=self.state.fruitless + 1, first=failure.what)
+            case AskRegroup(nodes, reason, _):
                 _log.warning("regroup", nodes=list(nodes), reason=reason)
             case _:
                 _log.info("decided", action=type(action).__name__, detail=str(action))

@@ -56,7 +56,8 @@ async def run_coordinator(
     """Be the coordinator of ``job`` until SIGTERM, SIGINT, a lost office, or the job's end with ``exit_when_complete``.
 
     ``bind`` is host:port; ``guard`` says whom it lets in, ``access`` how it asks an earlier one; ``ready`` gets the address
-    that daemons use once it answers. Returns the process's exit code: 0, or 3 when another coordinator took office. Raises
+    that daemons use once it answers. Returns the process's exit code: 0, 1 when the job was
+    stopped by its failures (and that ends us), or 3 when another coordinator took office. Raises
     ConfigError, JobInUseError, UnsafeStoreError and what the store and the log raise before it serves.
     """
     check_job(job)
@@ -79,12 +80,13 @@ async def run_coordinator(
     _log.info("in office", job=job, epoch=office.epoch, address=address, store=store.url)
     ready(address)
     try:
-        return await _until_over(
+        code = await _until_over(
             worker.run(),
             announce(store, job, address, office.epoch, options.lease_seconds, worker.check_office, clock),
             _decide_forever(engine, woken, options, clock),
             _ended(engine, woken, options, clock, exit_when_complete),
         )
+        return FAILED if code == OK and exit_when_complete and engine.state.failed else code
     finally:
         engine.close_links()
         await server.stop(STOP_SECONDS)
@@ -154,7 +156,7 @@ async def _ended(
     while not (exit_when_complete and _over(engine, options, clock)):
         await clock.sleep(options.heartbeat_seconds / 2)
     await clock.sleep(options.linger_seconds)
-    _log.info("the job is complete; the coordinator ends", reason=engine.state.complete)
+    _log.info("the job is over; the coordinator ends", reason=engine.state.complete)
 
 
 def _over(engine: Engine, options: CoordinatorOptions, clock: Clock) -> bool:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import structlog
+
 from ckptd.coordinator.convert import generation_of, rank_of, reason_of, text_of
 from ckptd.coordinator.state import Claim, Gone, Joined, MemberOf, Node, State
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 
+_log = structlog.get_logger(__name__)
+
 
 def join(state: State, node: Node, message: pb.Join, now: float) -> None:
     """The agent waits. If we just made it a member and it hasn't said so, our Formed crossed this or was lost: again."""
-    agent = node.agent
     if not 0 < message.local_world_size <= rank_of(message.local_world_size):
         raise ProtocolError(f"a node of {message.local_world_size} ranks can't be")
     if not 0 < message.min_nodes <= message.max_nodes:
         raise ProtocolError(f"min_nodes={message.min_nodes} max_nodes={message.max_nodes} can't be")
     node.unconfirmed_seconds = None
+    if state.failed and message.agent not in state.stopped_agents:
+        _log.warning("somebody starts the job again", node=node.id)
+        for other in state.nodes.values():
+            if other.agent is not None and other.agent.agent in state.stopped_agents:
+                other.agent = Gone(other.agent.agent, True, "it was told that the job is stopped")
+        state.begin_anew()
+    agent = node.agent
     running = state.world is not None and not state.world.broken and not state.complete
     if (
         isinstance(agent, MemberOf)
@@ -30,6 +40,9 @@ def join(state: State, node: Node, message: pb.Join, now: float) -> None:
     ):
         node.told = {key for key in node.told if key[0] != "formed"}
         return
+    world = state.world
+    if message.failure and world is not None and node.id in world.members and generation_of(message.after) == world.id:
+        world.failing.setdefault(node.id, reason_of(message.failure))
     node.told = {key for key in node.told if key[0] != "complete"}
     since = agent.since_seconds if isinstance(agent, Joined) and agent.agent == message.agent else now
     size, least, most = message.local_world_size, message.min_nodes, message.max_nodes

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from ckptd.coordinator.actions import Action, Adopt, AskRegroup, CheckTail, CompleteJob, FormGeneration, FormRanks, Wait
 from ckptd.coordinator.alive import all_finished, left_world, silent
+from ckptd.coordinator.fruitless import due, pause_seconds
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Claim, Gone, Joined, LooseRank, MemberOf, Node, State, World
 from ckptd.model.ids import Generation
@@ -18,7 +20,12 @@ def decide_broken(state: State) -> Iterator[Action]:
         return
     reason = _why_broken(state, world)
     if reason is not None:
-        yield AskRegroup(tuple(world.members), reason)
+        workers = world.source == "rendezvous" and any(map(partial(_came_back, state), world.members))
+        yield AskRegroup(tuple(world.members), reason, workers)
+
+
+def _came_back(state: State, node_id: str) -> bool:
+    return node_id in state.nodes and isinstance(state.nodes[node_id].agent, Joined)
 
 
 def _why_broken(state: State, world: World) -> str | None:
@@ -36,7 +43,8 @@ def _why_broken(state: State, world: World) -> str | None:
         if isinstance(agent, Gone):
             return f"the agent of node {id} {'failed' if agent.failed else 'left'}: {agent.reason or 'no reason given'}"
         if isinstance(agent, Joined):
-            return f"the workers of node {id} have stopped; its agent joined again"
+            said = f": {world.failing[id]}" if id in world.failing else ""
+            return f"the workers of node {id} have stopped; its agent joined again{said}"
     return None
 
 
@@ -149,6 +157,10 @@ def _form(
     patience = options.lease_seconds if survivors else options.join_seconds
     if len(joined) < least:
         yield Wait("generation", f"{len(joined)} of min {least} nodes")
+    elif due(state, options):
+        yield Wait("generation", "too many worlds failed in a row: first it is decided what becomes of the job")
+    elif now - state.failed_seconds < (pause := pause_seconds(state, options)):
+        yield Wait("generation", f"{state.fruitless} worlds in a row failed; the next one {pause:g} s after the last")
     elif first and len(joined) < most and waited < patience:
         whose = "this coordinator's first world" if survivors else "the first world"
         yield Wait("generation", f"{len(joined)} of max {most} nodes; {whose} waits {patience:g} s for all")

@@ -7,12 +7,12 @@ from typing import Final
 
 from ckptd.errors import ConfigError
 
-_MAY_BE_ZERO: Final = frozenset({"debounce_seconds", "join_seconds", "drain_seconds", "linger_seconds"})
+_MAY_BE_ZERO: Final = frozenset({"debounce_seconds", "join_seconds", "drain_seconds", "linger_seconds", "backoff_seconds"})
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorOptions:
-    """All waits of the coordinator, in seconds, and its schedule, in steps. Raises ConfigError for impossible values.
+    """All waits of the coordinator, in seconds, its schedule, in steps, its patience. Raises ConfigError for impossible values.
 
     heartbeat_seconds: how often daemons report. Smaller: quicker progress on screen; more messages.
     lease_seconds: silence after which a node may be called dead (never for silence alone: PROTOCOLS 5). Too small: a pause of a
@@ -24,6 +24,10 @@ class CoordinatorOptions:
     restore_seconds: from the first rank's wish to restore to the last one's report. Too small: a big restore fails for ever.
     drain_seconds: how long a broken generation's complete snapshots may still be uploaded before the next world is told what to
         restore. Too small: work is redone that was nearly saved; too large: a dying link holds up the restart.
+    fruitless_generations: after so many worlds in a row that failed by their workers without a commit, the commit before the
+        last one is tried; after as many again the job stops. Too small: a passing trouble stops it; too large: a broken script
+        burns on.
+    backoff_seconds: the longest wait between two such worlds; the first waits are 0, 0, 1, 2, 4 s.
     linger_seconds: how long a coordinator that ends with its job still answers late nodes.
     queue_messages: messages waiting for one node before its stream is dropped (it reconnects and learns all again).
     """
@@ -35,6 +39,8 @@ class CoordinatorOptions:
     every_steps: int = 100
     restore_seconds: float = 600.0
     drain_seconds: float = 30.0
+    fruitless_generations: int = 5
+    backoff_seconds: float = 30.0
     linger_seconds: float = 2.0
     queue_messages: int = 1000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ckptd.coordinator.actions import Action, FailRestore, NameRestore, RestoreGo, Wait
+from ckptd.coordinator.fruitless import loss, offered, spoiled, spoiled_diagnosis
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Rank, State, Target, World
 
@@ -25,7 +26,8 @@ def decide_restore(now: float, state: State, options: CoordinatorOptions) -> Ite
         if earlier or state.log_busy:
             yield Wait("restore", f"first {len(earlier)} attempts of earlier generations are committed or aborted")
         else:
-            yield NameRestore(state.candidate)
+            target = offered(state)
+            yield FailRestore(spoiled_diagnosis(state), None) if spoiled(state) else NameRestore(target, loss(state, target))
         return
     failure = _failure(now, options, world, world.target)
     if failure is not None:

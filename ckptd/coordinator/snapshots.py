@@ -14,6 +14,7 @@ from ckptd.coordinator.actions import (
     WithholdSchedule,
 )
 from ckptd.coordinator.alive import left_world, silent
+from ckptd.coordinator.fruitless import offered
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.restoring import starts
 from ckptd.coordinator.state import MAX_OPEN_SNAPSHOTS, OpenSnapshot, Schedule, State, World
@@ -132,7 +133,7 @@ def decide_schedule(state: State, options: CoordinatorOptions) -> Iterator[Actio
 
 def _descends(state: State, world: World) -> bool:
     """I8: would this world's snapshots descend from the last commit?"""
-    newest = state.candidate.seq
+    newest = offered(state).seq
     if newest is None or state.candidate_generation == world.id:
         return True
     if {rank.base_seq for rank in world.ranks.values()} == {newest + 1}:
@@ -142,7 +143,7 @@ def _descends(state: State, world: World) -> bool:
 
 
 def _withhold(state: State, world: World) -> Iterator[Action]:
-    candidate = state.candidate
+    candidate = offered(state)
     reason = (
         f"this world did not restore the last commit (record {candidate.seq}, step {candidate.step}), so its snapshots would"
         " not descend from it: call restore() before training, or use another job id"

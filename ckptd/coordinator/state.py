@@ -18,6 +18,7 @@ MAX_OPEN_SNAPSHOTS: Final = 64
 MAX_OUTCOMES: Final = 64
 MAX_HELD_MESSAGES: Final = 4096
 MAX_WORLD_SIZE: Final = 100_000
+MAX_FAILURES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,15 @@ NOTHING: Final = Target(None, 0, "")
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A world that workers broke: from which step on, and which of them failed first, in words."""
+
+    generation: Generation
+    step: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """Steps first, first + every, … become snapshots."""
 
@@ -132,7 +142,11 @@ class Schedule:
 
 @dataclass(slots=True)
 class World:
-    """One generation. ``whole`` is False when its members are not all known: then nothing of it can be committed."""
+    """One generation. ``whole`` is False when its members are not all known: then nothing of it can be committed.
+
+    ``restore_loss``: what is lost by its target; ``spoilt``: that was quarantined. ``workers_failed``: so it broke;
+    ``failing``: what agents said of their workers' failures, the first first; ``counted``: see `fruitless`.
+    """
 
     id: Generation
     source: Literal["rendezvous", "ranks"]
@@ -149,6 +163,11 @@ class World:
     target: Target | None = None
     restore: Literal["open", "go", "failed"] = "open"
     restore_failure: str = ""
+    restore_loss: str = ""
+    spoilt: bool = False
+    workers_failed: bool = False
+    failing: dict[str, str] = field(default_factory=dict)
+    counted: bool = False
     reported_seconds: float | None = None
     schedule: Schedule | None = None
     unscheduled: str | None = None
@@ -255,12 +274,24 @@ class State:
     ``candidate`` and ``outcome_of`` are the commit log's view; ``log_busy`` counts log work that is asked for and not done;
     ``permit_seconds`` is when log[tail + 1] was last seen absent for a formation; ``held`` are messages about a generation that
     may yet be adopted; ``order`` is the last world's nodes by node rank.
+
+    ``previous`` is the live commit before the candidate, ``bad`` are quarantined ones after it. ``fruitless`` counts failed
+    worlds since the last commit, ``failures`` are the last of them; ``stepped_over`` is a commit that is done without, as a
+    try. ``failed``: the job was not completed but stopped, ``stopped_agents`` heard of it: another one begins anew.
     """
 
     epoch: int
     started_seconds: float
     candidate: Target = NOTHING
     candidate_generation: Generation = NO_GENERATION
+    previous: Target = NOTHING
+    bad: tuple[Target, ...] = ()
+    fruitless: int = 0
+    failures: deque[Failure] = field(default_factory=lambda: deque(maxlen=MAX_FAILURES))
+    failed_seconds: float = 0.0
+    stepped_over: int | None = None
+    failed: bool = False
+    stopped_agents: frozenset[str] = frozenset()
     outcome_of: Callable[[Attempt], Outcome | None] = _unknown
     nodes: dict[str, Node] = field(default_factory=dict)
     world: World | None = None
@@ -278,6 +309,13 @@ class State:
     log_trouble: str | None = None
     permit_asked: bool = False
     permit_seconds: float | None = None
+
+    def begin_anew(self) -> None:
+        """Forget failures: there is a commit, or somebody starts the job again."""
+        self.fruitless, self.stepped_over = 0, None
+        self.failures.clear()
+        if self.failed:
+            self.complete, self.failed, self.stopped_agents = None, False, frozenset()
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what became of an attempt, and keep the last MAX_OUTCOMES for nodes that ask again."""

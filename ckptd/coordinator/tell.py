@@ -35,7 +35,7 @@ def messages_for(state: State, node: Node, waits: Mapping[str, str]) -> Iterator
     if world is not None and node.id in world.members:
         yield from _of_world(world, node)
     if state.complete is not None and world is not None:
-        complete = pb.Complete(reason=state.complete)
+        complete = pb.Complete(reason=state.complete, failed=state.failed)
         yield ("complete", world.id), lambda: pb.ToNode(complete=complete)
     else:
         if world is not None:
@@ -84,7 +84,11 @@ def _formed(world: World, node: Node) -> pb.ToNode:
 def _target(world: World, target: Target) -> pb.ToNode:
     seq_plus_one = 0 if target.seq is None else target.seq + 1
     message = pb.RestoreTarget(
-        generation=to_generation(world.id), seq_plus_one=seq_plus_one, step=target.step, manifest=target.manifest
+        generation=to_generation(world.id),
+        seq_plus_one=seq_plus_one,
+        step=target.step,
+        manifest=target.manifest,
+        loss=world.restore_loss,
     )
     return pb.ToNode(restore_target=message)
 

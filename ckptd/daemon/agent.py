@@ -128,6 +128,7 @@ class Agent:
                 min_nodes=join.min_nodes,
                 max_nodes=join.max_nodes,
                 after=pb.Generation(epoch=join.after[0], n=join.after[1]),
+                failure=join.failure[:4096],
             )
         )
 

@@ -38,7 +38,8 @@ class Job:
         self._ranks = Ranks()
         self._trainers: dict[int, Trainer] = {}
         self._agent: Agent | None = None
-        self._complete: str | None = None
+        self._complete: m.Complete | None = None
+        self._stopped_agent = ""
         self._regroup: m.Regroup | None = None
         self._arena_lock = asyncio.Lock()
         self._running = node.watch.spawn(self._link.run())
@@ -78,8 +79,8 @@ class Job:
         agent = self._agent = Agent(self, peer)
         if self._regroup is not None and self._regroup.generation == generation:
             peer.send(self._regroup)  # it may have been told while it was away
-        if self._complete is not None:
-            peer.send(m.Complete(self._complete))
+        if self._complete is not None and (not self._complete.failed or peer.process == self._stopped_agent):
+            peer.send(self._complete)  # a stopped job may be started again: that is a new agent's business
         await agent.run()
         await peer.exited.wait()
         if self._agent is agent:
@@ -155,8 +156,7 @@ class Job:
             case "waiting":
                 self._to_agent(m.Waiting(message.waiting.reason))
             case "complete":
-                self._complete = message.complete.reason
-                self._to_agent(m.Complete(message.complete.reason))
+                self._completed(m.Complete(message.complete.reason, message.complete.failed))
             case "restore_target":
                 await self.restores.targeted(message.restore_target)
             case "restore_go":
@@ -186,6 +186,13 @@ class Job:
             self.bind(message.world_key, generation)
         elif self._agent is not None:
             self._agent.formed(message)
+
+    def _completed(self, message: m.Complete) -> None:
+        self._complete = message
+        if message.failed:
+            _log.error("THE JOB IS STOPPED", job=self.name, diagnosis=message.reason)
+            self._stopped_agent = self._agent.peer.process if self._agent is not None else ""
+        self._to_agent(message)
 
     def _to_agent(self, message: m.Message) -> None:
         if self._agent is not None:

@@ -85,11 +85,12 @@ class Restores:
             target.changed.notify_all()
 
     async def target(self, generation: Generation) -> pb.RestoreTarget:
-        """Wait for the target. The trainer bounds the wait."""
+        """Wait for the target. Raises RestoreError when there will be none. The trainer bounds the wait."""
         target = self._of(generation)
         async with target.changed:
-            await target.changed.wait_for(lambda: target.message is not None)
-        assert target.message is not None
+            await target.changed.wait_for(lambda: target.message is not None or target.outcome)
+        if target.message is None:
+            raise RestoreError(f"nothing can be restored: {target.outcome}")
         return target.message
 
     async def outcome(self, generation: Generation) -> None:
@@ -98,7 +99,7 @@ class Restores:
         async with target.changed:
             await target.changed.wait_for(lambda: target.outcome is not None)
         if target.outcome:
-            raise RestoreError(f"no rank restored, because one of them could not: {target.outcome}")
+            raise RestoreError(f"no rank restores, because not all of them can: {target.outcome}")
 
     async def checkpoint(self, manifest: str) -> Checkpoint:
         """The checkpoint behind a manifest's hash; opened once for all ranks of the node."""

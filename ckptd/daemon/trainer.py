@@ -176,9 +176,9 @@ class Trainer:
         target = await self._job.restores.target(self.record.generation)
         generation = _pair(self.record)
         if not target.seq_plus_one:
-            self._peer.send(m.RestoreInfo(request, generation, -1, 0, self.record.world_size, {}, {}, []))
+            self._peer.send(m.RestoreInfo(request, generation, -1, 0, self.record.world_size, {}, {}, [], target.loss))
             return
-        with _noting_corruption(self.record):
+        with _noting_corruption(self.record, target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
             store = self._job.node.data_store
             objects = await checkpoint.read_objects(store, self._job.name, -1)
@@ -193,6 +193,7 @@ class Trainer:
                 objects,
                 own,
                 [(fqn, rank, dtype, tuple(shape)) for fqn, rank, dtype, shape in checkpoint.tensors()],
+                target.loss,
             )
         )
 
@@ -202,7 +203,7 @@ class Trainer:
         def lend(ring: Ring | None) -> None:
             self._ring = ring
 
-        with _noting_corruption(self.record):
+        with _noting_corruption(self.record, target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
             await self._job.restores.deliver(checkpoint, message.wants, self._peer, message.id, lend)
 
@@ -219,12 +220,19 @@ class Trainer:
 
 
 @contextmanager
-def _noting_corruption(record: RankRecord) -> Iterator[None]:
+def _noting_corruption(record: RankRecord, target: pb.RestoreTarget) -> Iterator[None]:
     """Remember that stored bytes were wrong or missing: the coordinator then puts the checkpoint aside."""
     try:
         yield
-    except (CorruptError, NotFoundError):
+    except (CorruptError, NotFoundError) as error:
         record.corrupt = True
+        _log.error(
+            "CHECKPOINT DAMAGED; no rank restores it, the one before is tried",
+            rank=record.rank,
+            step=target.step,
+            record=target.seq_plus_one - 1,
+            error=str(error),
+        )
         raise
 
 

@@ -54,6 +54,10 @@ class JobCompleteError(errors.CkptdError):
     """The job is done: whoever waits for something of it needn't."""
 
 
+class JobStoppedError(errors.CkptdError):
+    """The job can't go on; the message is the coordinator's diagnosis."""
+
+
 class GenerationOverError(errors.CkptdError):
     """The coordinator wants a newer generation than the one that was asked about."""
 
@@ -85,8 +89,10 @@ class AgentLink:
 
     @property
     def regroup(self) -> str | None:
-        """Why the coordinator wants a newer generation than the one the agent is in; None when it doesn't."""
-        wanted = self._regroup
+        """Why the workers must not go on: the coordinator wants a newer generation, or stopped the job. None when they may."""
+        stopped, wanted = self._complete, self._regroup
+        if stopped is not None and stopped.failed:
+            return stopped.reason
         return None if wanted is None else wanted.reason
 
     @property
@@ -94,15 +100,17 @@ class AgentLink:
         """Whether the job is done."""
         return self._complete is not None
 
-    def join(self, local_world_size: int, min_nodes: int, max_nodes: int, deadline: float) -> Formed:
+    def join(self, local_world_size: int, min_nodes: int, max_nodes: int, deadline: float, failure: str = "") -> Formed:
         """Leave the present generation (its workers are stopped) and wait for the next one.
 
-        ``deadline`` is on `time.monotonic`. Raises JobCompleteError, AnswerTimeoutError, or what a refusal says.
+        ``deadline`` is on `time.monotonic`. ``failure``: how its workers failed, if they did. Raises JobCompleteError,
+        JobStoppedError, AnswerTimeoutError, or what a refusal says.
         """
         with self._changed:
             after = self._generation
             self._generation, self._world, self._regroup = NO_GENERATION, None, None
-        reply = self.finish(self.begin(lambda number: Join(number, local_world_size, min_nodes, max_nodes, after)), deadline)
+        number = self.begin(lambda number: Join(number, local_world_size, min_nodes, max_nodes, after, failure))
+        reply = self.finish(number, deadline)
         if not isinstance(reply, Formed):
             raise errors.ProtocolError(f"a Join was answered by a {type(reply).__name__}")
         return reply
@@ -127,8 +135,8 @@ class AgentLink:
     def finish(self, number: int, deadline: float) -> Reply:
         """Wait for the answer to a request until ``deadline`` on `time.monotonic`.
 
-        Raises AnswerTimeoutError; JobCompleteError as soon as the job is done; GenerationOverError as soon as the coordinator
-        wants another generation (not for a Join, which asks for just that); or the error that a Failed names.
+        Raises AnswerTimeoutError; JobCompleteError or JobStoppedError as soon as the job is over; GenerationOverError as soon
+        as the coordinator wants another generation (not for a Join, which asks for just that); or what a Failed names.
         """
         with self._changed:
             try:
@@ -169,7 +177,7 @@ class AgentLink:
 
     def _check_worth_waiting(self, number: int) -> None:
         if self._complete is not None:
-            raise JobCompleteError(self._complete.reason)
+            raise (JobStoppedError if self._complete.failed else JobCompleteError)(self._complete.reason)
         if self._refused is not None:
             raise self._refused
         if self._regroup is not None and not isinstance(self._pending.get(number), Join):

@@ -215,7 +215,7 @@ class RestoreInfo:
     """The one checkpoint for all ranks; ``seq`` is -1 and ``step`` 0 when there is none.
 
     ``objects`` maps FQN to typed msgpack: those of global scope, and those of this rank's number when it had one.
-    ``tensors`` lists (fqn, rank or -1, dtype, shape).
+    ``tensors`` lists (fqn, rank or -1, dtype, shape). ``loss`` says what is lost by restoring nothing newer, empty for nothing.
     """
 
     id: int
@@ -226,6 +226,7 @@ class RestoreInfo:
     objects: dict[str, bytes]
     rank_objects: dict[str, bytes]
     tensors: list[tuple[str, int, str, tuple[int, ...]]]
+    loss: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,13 +287,17 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """This node's agent offers ``local_world_size`` workers to the next generation; ``after`` is the last one it was in."""
+    """This node's agent offers ``local_world_size`` workers to the next generation; ``after`` is the last one it was in.
+
+    ``failure`` says which of its workers failed there, the first first, and how; empty when none did.
+    """
 
     id: int
     local_world_size: int
     min_nodes: int
     max_nodes: int
     after: Gen
+    failure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +340,10 @@ class Regroup:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """The job is done: exit 0, form no world again."""
+    """The job is done: exit 0, form no world again. ``failed``: it is stopped for this reason: stop the workers, exit 1."""
 
     reason: str
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ def recover(
         raise RestoreError(f"can't learn what to restore: {error}") from error
     progress = None
     try:
+        if info.loss:
+            _log.error("ckptd: WORK IS LOST: %s", info.loss)
         targets = Targets(info, world_size)
         if info.seq >= 0:
             progress = _check_progress(targets, raw)

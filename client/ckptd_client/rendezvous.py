@@ -17,11 +17,13 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 from torch.distributed import DistStoreError
 from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
     RendezvousConnectionError,
     RendezvousHandler,
     RendezvousInfo,
@@ -31,7 +33,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from ckptd_client.agent_link import AgentLink, AnswerTimeoutError, JobCompleteError
+from ckptd_client.agent_link import AgentLink, AnswerTimeoutError, JobCompleteError, JobStoppedError
 from ckptd_client.errors import CkptdError
 from ckptd_client.kv import DaemonStore
 from ckptd_client.messages import Formed, World
@@ -81,19 +83,25 @@ class CkptdRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait until this node is part of a new world. Exits the process with 0 when the job is complete.
 
-        Raises RendezvousTimeoutError after ``join_timeout`` seconds, RendezvousConnectionError when it is refused.
+        Raises RendezvousClosedError with the coordinator's diagnosis when the job is stopped, RendezvousTimeoutError after
+        ``join_timeout`` seconds, RendezvousConnectionError when it is refused.
         """
         role, local_world_size = self._workers()
+        failure = _failure_of_workers()
         deadline = time.monotonic() + self._join_seconds
         while True:
             try:
-                formed = self._link.join(local_world_size, self._params.min_nodes, self._params.max_nodes, deadline)
+                nodes = self._params.min_nodes, self._params.max_nodes
+                formed = self._link.join(local_world_size, *nodes, deadline, failure)
+                failure = ""
                 return self._meet(formed, role, local_world_size, deadline)
             except JobCompleteError as done:
                 # not RendezvousGracefulExitError, which stock launch_agent stumbles over, and not RendezvousClosedError, which
                 # makes torchrun fail: its `main` turns a SystemExit of 0 into success
                 _log.info("the job is complete, nothing left to do here: %s", done)
                 raise SystemExit(0) from done
+            except JobStoppedError as stopped:
+                raise RendezvousClosedError(str(stopped)) from stopped
             except AnswerTimeoutError as silence:
                 raise RendezvousTimeoutError(str(silence)) from silence
             except CkptdError as refusal:
@@ -160,16 +168,43 @@ class CkptdRendezvousHandler(RendezvousHandler):
 
         torch tells a handler neither, though a world can't be planned without: so ask the agent that is calling us.
         """
-        from torch.distributed.elastic.agent.server.api import ElasticAgent  # not above: it imports the package that loads us
-
-        frame = sys._getframe(1)
-        while frame is not None:
-            agent = frame.f_locals.get("self")
-            if isinstance(agent, ElasticAgent):
-                spec = agent.get_worker_group().spec
-                return spec.role, spec.local_world_size
-            frame = frame.f_back  # type: ignore[assignment]
+        for names in _agent_frames():
+            spec = names["self"].get_worker_group().spec
+            return spec.role, spec.local_world_size
         return "default", int(self._params.get("local_world_size", 1))
+
+
+def _agent_frames() -> Iterator[dict[str, Any]]:
+    """The local variables of the torch agent's methods that are calling us, innermost first."""
+    from torch.distributed.elastic.agent.server.api import ElasticAgent  # not above: it imports the package that loads us
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ElasticAgent):
+            yield frame.f_locals
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _failure_of_workers() -> str:
+    """Which workers of the agent that is calling us failed, the first first, and how; empty when none did.
+
+    torch tells a handler nothing of it. What the agent saw last is private to torch: without it, only the words are lost.
+    """
+    seen = next((names["run_result"] for names in _agent_frames() if "run_result" in names), None)
+    failures = getattr(seen, "failures", None) or {}
+    try:
+        ordered = sorted(failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+        return "; ".join(f"rank {rank}: exit code {of.exitcode}{_words(of.message)}" for rank, of in ordered[:8])[:2000]
+    except (AttributeError, TypeError):
+        return "workers failed"
+
+
+def _words(message: object) -> str:
+    """What a worker's error file says, on one line; torch's advice on how to get one says nothing."""
+    text = message.get("message") if isinstance(message, dict) else message
+    if not isinstance(text, str) or not text or text.startswith("To enable traceback"):
+        return ""
+    return f" ({' '.join(text.split())[:300]})"
 
 
 def _all_ranks(infos: list[bytes]) -> dict[str, bytes]:

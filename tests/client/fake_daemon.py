@@ -175,12 +175,12 @@ class FakeDaemon:
         for t in world:
             number, t.ask, t.report = t.ask.id, None, None
             if last is None:
-                t.connection.send(m.RestoreInfo(number, self.generation, -1, 0, 0, {}, {}, []))
+                t.connection.send(m.RestoreInfo(number, self.generation, -1, 0, 0, {}, {}, [], ""))
                 continue
             tensors = [(fqn, -1, dtype, shape) for fqn, (dtype, shape) in last.tensors.items()]
             ranked = last.rank_objects.get(t.hello.rank, {})
             t.connection.send(
-                m.RestoreInfo(number, self.generation, last.seq, last.step, last.world_size, last.objects, ranked, tensors)
+                m.RestoreInfo(number, self.generation, last.seq, last.step, last.world_size, last.objects, ranked, tensors, "")
             )
 
     def _all_reported(self, trainer: Trainer) -> None:

@@ -58,6 +58,14 @@ class FakeLog:
             return Outcome(self.committed[attempt], "")
         return Outcome(None, self.aborted[attempt]) if attempt in self.aborted else None
 
+    def beside(self) -> tuple[Target, tuple[Target, ...]]:
+        newest = self.candidate()[0].seq
+        after = -1 if newest is None else newest
+        every = sorted((seq, attempt.snapshot.step) for attempt, seq in self.committed.items())
+        before = [(seq, step) for seq, step in every if seq < after and seq not in self.quarantined]
+        bad = tuple(Target(seq, step, f"manifest-{seq}") for seq, step in every if seq > after and seq in self.quarantined)
+        return (Target(*before[-1], f"manifest-{before[-1][0]}") if before else NOTHING), bad
+
     def candidate(self) -> tuple[Target, Generation]:
         live = [(seq, attempt) for attempt, seq in self.committed.items() if seq not in self.quarantined]
         if not live:
@@ -75,6 +83,8 @@ class FakeLog:
                 engine.log_done(TailAbsent())
             case CommitJob():
                 self.commits.append(job)
+                if job.over is not None:
+                    self.quarantined.add(job.over)
                 assert job.attempt not in self.aborted and job.attempt not in self.committed
                 self.committed[job.attempt] = self.next_seq
                 self.next_seq += 1
@@ -120,9 +130,18 @@ class FakeNode:
         self.world.engine.receive(self.name, self, pb.FromNode(**body))
         self.world.settle()
 
-    def join(self, least: int = 1, most: int = 2, size: int = 1, after: Generation = NO_GENERATION) -> None:
-        agent, before = self.name + "-agent", to_generation(after)
-        self.say(join=pb.Join(agent=agent, local_world_size=size, min_nodes=least, max_nodes=most, after=before))
+    def join(
+        self,
+        least: int = 1,
+        most: int = 2,
+        size: int = 1,
+        after: Generation = NO_GENERATION,
+        failure: str = "",
+        agent: str = "",
+    ) -> None:
+        who, before = agent or self.name + "-agent", to_generation(after)
+        join = pb.Join(agent=who, local_world_size=size, min_nodes=least, max_nodes=most, after=before, failure=failure)
+        self.say(join=join)
 
     def member(
         self, generation: Generation, node_rank: int, num_nodes: int, size: int = 1, least: int = 1, most: int = 2

@@ -8,13 +8,14 @@ node or below min_nodes, nothing is committed of which a rank is missing. In the
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from ckptd.coordinator.convert import generation_of, to_generation
 from ckptd.model.ids import NO_GENERATION, Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from tests.coordinator.harness import Bench, FakeNode
+from tests.coordinator.harness import OPTIONS, Bench, FakeNode
 
 MIN_NODES, MAX_NODES, NODES = 2, 3, 4
 
@@ -48,7 +49,7 @@ class SimNode:
         self.link.connect()
         self.read = 0
         if self.place is None:
-            self.link.join(MIN_NODES, MAX_NODES)
+            self.link.join(MIN_NODES, MAX_NODES, agent=f"{self.link.incarnation}-agent")
         else:
             self.facts()
             self.link.beat(self.place[0], **{f"r{self.place[1]}": self.step})
@@ -69,7 +70,7 @@ class SimNode:
     def rejoin(self) -> None:
         self.place = None
         if self.link.up:
-            self.link.join(MIN_NODES, MAX_NODES)
+            self.link.join(MIN_NODES, MAX_NODES, agent=f"{self.link.incarnation}-agent")
 
     def react(self) -> bool:
         """Handle one message; False when there is none."""
@@ -94,6 +95,8 @@ class SimNode:
                     self.step, self.base = target.step, target.seq_plus_one
             case "restore_go" if self.place is not None and generation_of(message.restore_go.generation) == self.place[0]:
                 self.restored = True
+            case "complete" if message.complete.failed:
+                self.die()
             case "committed":
                 self.forget(message.committed.attempt)
             case "aborted":
@@ -124,7 +127,7 @@ class SimNode:
 class Simulation:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.bench = Bench()
+        self.bench = Bench(replace(OPTIONS, fruitless_generations=2 + seed % 4))
         self.nodes = [SimNode(self.bench, name) for name in "abcd"[:NODES]]
         self.highest = NO_GENERATION
         self.worlds: dict[Generation, int] = {}
@@ -221,10 +224,12 @@ def test_random_histories(block: int):
 
 def test_histories_do_commit_and_regroup():
     """The simulation is worth something only if much happens in it."""
-    commits = worlds = 0
+    commits = worlds = stepped = 0
     for seed in range(10):
         simulation = Simulation(seed)
         for _ in range(300):
             simulation.event()
         commits, worlds = commits + len(simulation.bench.log.committed), worlds + len(simulation.worlds)
+        stepped += sum(job.over is not None for job in simulation.bench.log.commits)
     assert commits > 10 and worlds > 20, (commits, worlds)
+    assert stepped, "a world that stepped back has committed"

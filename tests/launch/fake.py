@@ -98,7 +98,7 @@ class Fake:
         with self.lock:
             self.completed = True
             for node in self.connections:
-                self._send(node, Complete("all ranks have finished"))
+                self._send(node, Complete("all ranks have finished", False))
 
     def _regroup(self, nodes: list[int]) -> None:
         for node in nodes:
@@ -132,7 +132,7 @@ class Fake:
                 self._note(node, hello)
                 connection.send(Welcome(PROTOCOL_VERSION, f"node{node}", "fake"))
                 if self.completed:
-                    connection.send(Complete("all ranks have finished"))
+                    connection.send(Complete("all ranks have finished", False))
             while True:
                 message, _ = connection.receive()
                 with self.lock:

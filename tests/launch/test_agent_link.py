@@ -96,7 +96,7 @@ def test_regroup_ends_waits_of_its_generation_only(fake: Fake, link: AgentLink) 
 
 def test_what_holds_is_said_again_to_the_next_daemon(fake: Fake, link: AgentLink) -> None:
     fake.want = 2  # nobody else comes: the Join waits
-    number = link.begin(lambda number: Join(number, 1, 1, 2, (0, 0)))
+    number = link.begin(lambda number: Join(number, 1, 1, 2, (0, 0), ""))
     fake.wait(lambda: fake.said(Join))
     fake.drop()
     fake.wait(lambda: len(fake.said(Join)) == 2)

@@ -145,18 +145,20 @@ class Heartbeat(_message.Message):
     def __init__(self, ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("agent", "local_world_size", "min_nodes", "max_nodes", "after")
+    __slots__ = ("agent", "local_world_size", "min_nodes", "max_nodes", "after", "failure")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     LOCAL_WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     MIN_NODES_FIELD_NUMBER: _ClassVar[int]
     MAX_NODES_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     agent: str
     local_world_size: int
     min_nodes: int
     max_nodes: int
     after: Generation
-    def __init__(self, agent: _Optional[str] = ..., local_world_size: _Optional[int] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., after: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
+    failure: str
+    def __init__(self, agent: _Optional[str] = ..., local_world_size: _Optional[int] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., after: _Optional[_Union[Generation, _Mapping]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("agent", "generation", "node_rank", "num_nodes", "local_world_size", "min_nodes", "max_nodes")
@@ -349,22 +351,26 @@ class Regroup(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "failed")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    failed: bool
+    def __init__(self, reason: _Optional[str] = ..., failed: bool = ...) -> None: ...
 
 class RestoreTarget(_message.Message):
-    __slots__ = ("generation", "seq_plus_one", "step", "manifest")
+    __slots__ = ("generation", "seq_plus_one", "step", "manifest", "loss")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_PLUS_ONE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
     generation: Generation
     seq_plus_one: int
     step: int
     manifest: str
-    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., seq_plus_one: _Optional[int] = ..., step: _Optional[int] = ..., manifest: _Optional[str] = ...) -> None: ...
+    loss: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., seq_plus_one: _Optional[int] = ..., step: _Optional[int] = ..., manifest: _Optional[str] = ..., loss: _Optional[str] = ...) -> None: ...
 
 class RestoreGo(_message.Message):
     __slots__ = ("generation",)
