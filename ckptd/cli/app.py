@@ -11,6 +11,7 @@ from ckptd.cli.daemon import daemon
 from ckptd.cli.demo import demo
 from ckptd.cli.ls import ls
 from ckptd.cli.run import run
+from ckptd.cli.status import status
 from ckptd.errors import CkptdError, ConfigError, JobInUseError, StoreConfigError, UnsafeStoreError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(daemon)
 app.command()(coordinator)
 app.command()(ls)
+app.command()(status)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(run)
 app.command()(demo)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from ckptd.coordinator import members, snapshots
-from ckptd.coordinator.convert import attempt_of, generation_of, rank_of, reason_of, text_of
+from ckptd.coordinator.convert import attempt_of, generation_of, rank_of, reason_of, report_of, text_of
 from ckptd.coordinator.state import LooseRank, MemberOf, Node, Rank, Report, State, World
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation
@@ -50,6 +50,7 @@ def apply(state: State, node_id: str, message: pb.FromNode, now: float) -> None:
         case "heartbeat":
             for status in message.heartbeat.ranks:
                 _status(state, node_id, status, now)
+            node.report = report_of(message.heartbeat.report)
         case "join":
             members.join(state, node, message.join, now)
         case "member":
@@ -110,7 +111,7 @@ def _status(state: State, node_id: str, status: pb.RankStatus, now: float) -> No
     rank = None if world is None else _rank(world, node_id, rank_of(status.rank))
     if world is None or rank is None:
         return
-    rank.counted = True
+    rank.counted, rank.free_slots = True, status.free_slots
     if status.step <= rank.step:
         return
     rank.step = status.step

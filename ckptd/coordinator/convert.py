@@ -12,6 +12,7 @@ from ckptd.rpc.v1 import coordinator_pb2 as pb
 
 _NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_TEXT: Final = 4096
+MAX_REPORTED: Final = 16
 
 
 def generation_of(message: pb.Generation) -> Generation:
@@ -53,6 +54,16 @@ def text_of(text: str) -> str:
 def reason_of(text: str) -> str:
     """A reason is for people: what is too long is cut."""
     return text[:MAX_TEXT]
+
+
+def report_of(message: pb.NodeReport) -> pb.NodeReport:
+    """What a node says for people: what is too much is cut."""
+    report = pb.NodeReport(troubles=message.troubles[:MAX_REPORTED], uploads=message.uploads[:MAX_REPORTED])
+    for trouble in report.troubles:
+        trouble.topic, trouble.what = trouble.topic[:100], trouble.what[:1000]
+    if message.HasField("newest"):
+        report.newest.CopyFrom(message.newest)
+    return report
 
 
 def node_of(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
+from ckptd.coordinator import actions as act
 from ckptd.coordinator.actions import (
     Adopt,
     AskRegroup,
@@ -30,12 +31,17 @@ from ckptd.coordinator.apply import apply, attach, detach
 from ckptd.coordinator.decide import decide
 from ckptd.coordinator.durable import LogResult, Quarantined, Settled, TailAbsent, Trouble
 from ckptd.coordinator.enact import LogJob, enact
+from ckptd.coordinator.events import Events
 from ckptd.coordinator.kv import KvStores
 from ckptd.coordinator.options import CoordinatorOptions
+from ckptd.coordinator.report import status_of
 from ckptd.coordinator.state import Outcome, State, Target
 from ckptd.coordinator.tell import messages_for
+from ckptd.coordinator.trouble import troubles_of
 from ckptd.model.ids import Attempt, Generation
 from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd.troubles import Trouble as Concern
+from ckptd.troubles import Troubles
 
 MAX_ACTIONS_PER_STEP = 10_000
 _log = structlog.get_logger(__name__)
@@ -84,6 +90,9 @@ class Engine:
         self._kv = KvStores()
         self._reasons: dict[str, str] = {}
         self._reasons_since: dict[str, float] = {}
+        self.events = Events(epoch)
+        self.troubles = Troubles(clock)
+        self.troubles.heard = self._heard
         self._stepped_seconds = clock.monotonic()
         self.state = State(epoch, clock.monotonic(), outcome_of=log.outcome_of)
         self._look_at_log()
@@ -104,6 +113,7 @@ class Engine:
         self._links[node] = link
         attach(self.state, node, incarnation, self._clock.monotonic())
         _log.info("node connected", node=node, incarnation=incarnation)
+        self.events.add("connected", f"the daemon of node {node} connected")
         self._wake()
 
     def detach(self, node: str, link: Link) -> None:
@@ -113,6 +123,7 @@ class Engine:
             detach(self.state, node)
             self._kv.forget(node)
             _log.info("node disconnected", node=node)
+            self.events.add("disconnected", f"the daemon of node {node} disconnected")
             self._wake()
 
     def receive(self, node: str, link: Link, message: pb.FromNode) -> None:
@@ -131,6 +142,7 @@ class Engine:
         """End all streams once what was queued has gone out."""
         for link in self._links.values():
             link.close()
+        self.events.close()
 
     def log_done(self, result: LogResult) -> None:
         """The log's worker reports."""
@@ -152,8 +164,9 @@ class Engine:
                 if outcome.seq is not None and world is not None and attempt.snapshot.generation == world.id:
                     world.last_commit_seconds = now
                 _log.info("attempt settled", attempt=str(attempt), seq=outcome.seq, reason=outcome.reason)
-            case Quarantined():
-                pass
+                self._say_settled(attempt, outcome)
+            case Quarantined(seq):
+                self.events.add("quarantined", f"record {seq} is quarantined: it is not restored again")
         self._wake()
 
     def step(self) -> None:
@@ -171,9 +184,20 @@ class Engine:
             if job is not None:
                 self._log.submit(job)
             self._after(urgent)
+            self._note(urgent)
         else:
             raise AssertionError("decide() wants the same thing again and again")
         self._tell()
+        self.troubles.only(troubles_of(now, self.state, self._options))
+
+    def status(self, job: str) -> pb.StatusReply:
+        """How it is, for people."""
+        waits = {topic: (reason, self._reasons_since[topic]) for topic, reason in self._reasons.items()}
+        return status_of(self._clock.monotonic(), job, self.state, self._options, waits, self.troubles.all())
+
+    def heard_of_store(self, trouble: str | None) -> None:
+        """What came of the last small write to the store."""
+        self.state.hint_trouble = trouble
 
     def blind(self) -> list[str]:
         """Silent members of the running generation."""
@@ -240,6 +264,50 @@ class Engine:
                 _log.warning("regroup", nodes=list(nodes), reason=reason)
             case _:
                 _log.info("decided", action=type(action).__name__, detail=str(action))
+
+    def _note(self, action: act.Action) -> None:
+        """Keep for people what has just been enacted."""
+        world = self.state.world
+        match action:
+            case FormGeneration() | FormRanks() | Adopt() if world is not None:
+                names = ", ".join(world.members)
+                word = "went on" if isinstance(action, Adopt) else "was formed"
+                text = f"generation {world.id} {word}: {world.world_size} ranks on {len(world.members)} nodes ({names})"
+                self.events.add("formed", text)
+            case AskRegroup(_, reason):
+                self.events.add("regroup", reason)
+            case act.DeclareDead(_, reason):
+                self.events.add("lost", reason)
+            case act.AnnounceSchedule(schedule):
+                self.events.add("schedule", f"a snapshot every {schedule.every} steps from step {schedule.first} on")
+            case WithholdSchedule(reason):
+                self.events.add("withheld", f"no snapshots will be taken: {reason}")
+            case act.NameRestore(target):
+                text = "there is nothing to restore" if target.seq is None else f"step {target.step}, record {target.seq}"
+                self.events.add("restore", text)
+            case act.RestoreGo():
+                self.events.add("restored", "every rank has what it was told to restore")
+            case act.FailRestore(reason, _):
+                self.events.add("restore failed", reason)
+            case StepBack(over, reason):
+                self.events.add("step back", f"without record {over}: {reason}")
+            case StopJob(diagnosis):
+                self.events.add("stopped", diagnosis)
+            case CompleteJob(reason):
+                self.events.add("complete", reason)
+
+    def _say_settled(self, attempt: Attempt, outcome: Outcome) -> None:
+        snapshot = attempt.snapshot
+        if outcome.seq is not None:
+            self.events.add("committed", f"step {snapshot.step} of generation {snapshot.generation}, record {outcome.seq}")
+        else:
+            self.events.add("aborted", f"step {snapshot.step} of generation {snapshot.generation}: {outcome.reason}")
+
+    def _heard(self, trouble: Concern, seconds: float | None) -> None:
+        if seconds is None:
+            self.events.add("trouble", f"{trouble.topic}: {trouble.what}")
+        else:
+            self.events.add("over", f"{trouble.topic}: after {seconds:.0f} s: {trouble.what}")
 
     def _log_reasons(self, reasons: dict[str, str]) -> None:
         for topic, reason in reasons.items():

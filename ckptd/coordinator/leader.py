@@ -18,7 +18,6 @@ steps down.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import grpc
 import structlog
@@ -81,18 +80,25 @@ async def announce(
     lease_seconds: float,
     check_office: Callable[[], Awaitable[None]],
     clock: Clock = SYSTEM_CLOCK,
+    heard: Callable[[str | None], None] = lambda _trouble: None,
 ) -> None:
     """Put the hint every third of a lease, until cancelled. A store that is away makes it stale, which harms nobody.
+
+    ``heard`` gets what is wrong with the store, or None, after each try: nobody else writes to it between two snapshots.
 
     A hint of a later epoch means that we may have been deposed while we had nothing to write: ``check_office`` asks the log and
     raises OfficeLostError, before we overwrite our successor's address.
     """
     counter = 0
     while True:
-        with suppress(UnavailableError):
+        trouble: str | None = None
+        try:
             found = await read_hint(store, job)
             if found is not None and found.epoch > epoch:
                 await check_office()
             await write_hint(store, job, LeaderHint(address, epoch, counter))
+        except UnavailableError as error:
+            trouble = str(error)
+        heard(trouble)
         counter += 1
         await clock.sleep(lease_seconds / 3)

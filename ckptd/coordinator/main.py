@@ -78,11 +78,14 @@ async def run_coordinator(
     host = bind.rpartition(":")[0]
     address = advertise or f"{host}:{port}"
     _log.info("in office", job=job, epoch=office.epoch, address=address, store=store.url)
+    engine.events.add("office", f"a coordinator took office at {address}")
     ready(address)
     try:
         code = await _until_over(
             worker.run(),
-            announce(store, job, address, office.epoch, options.lease_seconds, worker.check_office, clock),
+            announce(
+                store, job, address, office.epoch, options.lease_seconds, worker.check_office, clock, engine.heard_of_store
+            ),
             _decide_forever(engine, woken, options, clock),
             _ended(engine, woken, options, clock, exit_when_complete),
         )

@@ -11,6 +11,7 @@ import structlog
 
 from ckptd.coordinator.convert import node_of
 from ckptd.coordinator.engine import Engine
+from ckptd.coordinator.events import Event
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.errors import ProtocolError
 from ckptd.rpc.access import Guard
@@ -20,6 +21,7 @@ from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
 PROTOCOL_VERSION: Final = 1
 HELLO_SECONDS: Final = 10.0
 MAX_MESSAGE_BYTES: Final = 64 << 20
+MAX_FOLLOWERS: Final = 32
 _log = structlog.get_logger(__name__)
 
 
@@ -58,10 +60,39 @@ class CoordinatorService(rpc.CoordinatorServicer):
         self._engine = engine
         self._options = options
         self._genesis = genesis
+        self._followers = 0
 
     async def Ping(self, request: pb.PingRequest, context: Any) -> pb.PingReply:  # noqa: N802 (gRPC's name)
         """Who is there?"""
         return pb.PingReply(job=self._job, epoch=self._engine.state.epoch)
+
+    async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:  # noqa: N802 (gRPC's name)
+        """How is the job?"""
+        await self._check_job(request.job, context)
+        return self._engine.status(self._job)
+
+    async def Events(self, request: pb.EventsRequest, context: Any) -> AsyncIterator[pb.Event]:  # noqa: N802 (gRPC's name)
+        """What has happened, and with ``follow`` what happens."""
+        await self._check_job(request.job, context)
+        events = self._engine.events
+        if not request.follow:
+            found, missed = events.since(request.epoch, request.after)
+            for event in found:
+                yield _event(event, missed)
+                missed = 0
+            return
+        if self._followers >= MAX_FOLLOWERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_FOLLOWERS} others follow the events already")
+        self._followers += 1
+        try:
+            async for event, missed in events.follow(request.epoch, request.after):
+                yield _event(event, missed)
+        finally:
+            self._followers -= 1
+
+    async def _check_job(self, job: str, context: Any) -> None:
+        if job != self._job:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"this is the coordinator of job {self._job!r}, not of {job[:80]!r}")
 
     async def Attach(  # noqa: N802 (gRPC's name)
         self, request_iterator: AsyncIterator[pb.FromNode], context: Any
@@ -126,6 +157,12 @@ class CoordinatorService(rpc.CoordinatorServicer):
             _log.debug("stream broke", node=node, error=str(error))
         finally:
             link.close()
+
+
+def _event(event: Event, missed: int) -> pb.Event:
+    return pb.Event(
+        epoch=event.epoch, number=event.number, unix_seconds=event.at, kind=event.kind, text=event.text, missed=missed
+    )
 
 
 class RefusedError(Exception):

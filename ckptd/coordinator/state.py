@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation, Snapshot
+from ckptd.rpc.v1 import coordinator_pb2 as pb
 
 MAX_OPEN_SNAPSHOTS: Final = 64
 MAX_OUTCOMES: Final = 64
@@ -63,7 +64,8 @@ class Gone:
 class Node:
     """One daemon. ``told`` is what it was told on its present stream (see ``tell``).
 
-    ``unconfirmed_seconds``: since when a new stream has said nothing of the agent that we believe to be there.
+    ``unconfirmed_seconds``: since when a new stream has said nothing of the agent that we believe to be there. ``report`` is
+    for people only.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Node:
     left: bool = False
     unconfirmed_seconds: float | None = None
     told: set[tuple[object, ...]] = field(default_factory=set)
+    report: pb.NodeReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class Rank:
     finished: bool = False
     gone: str | None = None
     step: int = 0
+    free_slots: int = 0
     replaced: bool = False
     counted: bool = False  # a heartbeat has told its step
     bound: bool = False  # its daemon knows that it belongs to this generation
@@ -307,6 +311,7 @@ class State:
     complete_seconds: float = 0.0
     log_busy: int = 0
     log_trouble: str | None = None
+    hint_trouble: str | None = None
     permit_asked: bool = False
     permit_seconds: float | None = None
 

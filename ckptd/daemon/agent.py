@@ -9,7 +9,7 @@ import structlog
 
 from ckptd.daemon.peer import Peer
 from ckptd.daemon.ranks import from_pb
-from ckptd.errors import ProtocolError
+from ckptd.errors import ConfigError, ProtocolError
 from ckptd.model.ids import NO_GENERATION, Generation
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client import messages as m
@@ -56,6 +56,7 @@ class Agent:
             case m.Join():
                 self.join, self.world = message, None
                 self._job.send(self._joined(message))
+                self.refuse(self._job.refusal)
             case m.World():
                 self.join, self.world = None, message
                 self._job.bind_agent(message.world_key, self.generation)
@@ -88,6 +89,11 @@ class Agent:
             case m.KvGet():
                 self._gets[message.id] = message.key
                 self._job.send(self._get(message.id))
+
+    def refuse(self, text: str) -> None:
+        """The coordinator and this daemon can't work together, unless ``text`` is empty: who waits for a world is told."""
+        if text and self.join is not None:
+            self.peer.fail(self.join.id, ConfigError(text))
 
     def formed(self, message: pb.Formed) -> None:
         """The coordinator formed a generation with this node in it."""

@@ -115,6 +115,11 @@ class ArenaHost:
             ) from error
         return Path(name), fd
 
+    @property
+    def used_bytes(self) -> int:
+        """Shared memory that is reserved now."""
+        return self._used_bytes
+
     def give_back(self, size: int) -> None:
         """Account for freed memory."""
         with self._lock_used:

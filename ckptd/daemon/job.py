@@ -13,6 +13,7 @@ from ckptd.daemon.link import Link
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
 from ckptd.daemon.ranks import RankRecord, Ranks, from_pb, snapshot_from_pb, to_pb
+from ckptd.daemon.report import REPORTED, troubles_to_pb
 from ckptd.daemon.restores import Restores
 from ckptd.daemon.snapshots import Snapshots
 from ckptd.daemon.trainer import Trainer
@@ -31,8 +32,9 @@ class Job:
         self.name = name
         self.node = node
         self.schedule: Schedule | None = None
+        self.refusal = ""  # why a coordinator that answers can't be worked with, until one has accepted this daemon
         self.restores = Restores(name, node)
-        self._link = Link(name, node, self._facts, self._heartbeat, self._from_coordinator)
+        self._link = Link(name, node, self._facts, self._heartbeat, self._from_coordinator, self._refused)
         self.send = self._link.send
         self.snapshots = Snapshots(name, node, self.send)
         self._ranks = Ranks()
@@ -60,6 +62,9 @@ class Job:
         self._ranks.add(record)
         trainer = Trainer(self, peer, record)
         self._trainers[id(trainer)] = trainer
+        if len(self._trainers) == 1:
+            for trouble in self.node.troubles.of(self.name):
+                trainer.notice(f"{trouble.topic}: {trouble.what}")
         self.send(record.up())
         await trainer.run()
         del self._trainers[id(trainer)]
@@ -121,6 +126,7 @@ class Job:
         """Finish uploads, say goodbye."""
         await self.snapshots.drain(drain_seconds)
         await self._link.close(self._running)
+        self.node.troubles.forget(self.name)
 
     # ---- to and from the coordinator
 
@@ -143,7 +149,56 @@ class Job:
             for trainer in self._trainers.values()
             if trainer.record.generation
         ]
-        return pb.FromNode(heartbeat=pb.Heartbeat(ranks=ranks))
+        return pb.FromNode(heartbeat=pb.Heartbeat(ranks=ranks, report=self._report()))
+
+    # ---- for people
+
+    def _report(self) -> pb.NodeReport:
+        return pb.NodeReport(
+            troubles=troubles_to_pb(self.node.troubles.of(self.name)),
+            uploads=list(self.snapshots.uploads())[:REPORTED],
+            newest=self.snapshots.newest,
+        )
+
+    def status(self) -> pb.JobOnNode:
+        """How it is on this node."""
+        ranks = [
+            pb.RankOnNode(
+                rank=trainer.record.rank,
+                world_size=trainer.record.world_size,
+                generation=to_pb(trainer.record.generation),
+                step=trainer.step,
+                free_slots=trainer.free_slots,
+            )
+            for trainer in self._trainers.values()
+        ]
+        return pb.JobOnNode(
+            job=self.name,
+            coordinator=self._link.address,
+            connected=self._link.connected,
+            ranks=ranks,
+            report=self._report(),
+            agent=self._agent is not None and not self._agent.peer.exited.is_set(),
+        )
+
+    def notice(self, text: str) -> None:
+        """Tell one trainer of this node; its log is the one that people look at."""
+        first = min(self._trainers.values(), key=lambda trainer: trainer.record.rank, default=None)
+        if first is not None:
+            first.notice(text)
+        else:
+            self._to_agent(m.Notice(text))
+
+    def _refused(self, text: str) -> None:
+        if text and self._link.accepted:
+            return  # it worked before: whoever waits may go on waiting until it does again
+        self.refusal = text
+        if not text:
+            return
+        for trainer in self._trainers.values():
+            trainer.refuse(text)
+        if self._agent is not None:
+            self._agent.refuse(text)
 
     async def _from_coordinator(self, message: pb.ToNode) -> None:
         match message.WhichOneof("body"):

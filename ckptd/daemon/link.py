@@ -23,6 +23,7 @@ from ckptd.rpc.v1.coordinator_pb2_grpc import CoordinatorStub
 from ckptd_client.messages import PROTOCOL_VERSION
 
 _log = structlog.get_logger(__name__)
+TOPIC = "coordinator"
 _QUEUE = 4096
 _MESSAGE_BYTES = 64 << 20
 _BACKOFF_SECONDS = 1.0  # well below a lease: after its own restart a coordinator waits for its members just so long
@@ -46,15 +47,19 @@ class Link:
         facts: Callable[[], Iterator[pb.FromNode]],
         heartbeat: Callable[[], pb.FromNode],
         handle: Callable[[pb.ToNode], Awaitable[None]],
+        refused: Callable[[str], None],
     ) -> None:
+        """``refused`` is told why a coordinator that answers and this daemon can't work together; "" once they can."""
         self._job = job
         self._node = node
         self._facts = facts
         self._heartbeat = heartbeat
         self._handle = handle
         self._queue: asyncio.Queue[pb.FromNode | None] | None = None
+        self._refused = refused
         self._closing = False
-        self._said = ""
+        self.address = ""
+        self.accepted = False  # some coordinator has accepted this daemon, and it that one
 
     @property
     def connected(self) -> bool:
@@ -96,10 +101,13 @@ class Link:
 
     def _say(self, attempt: RetryCallState) -> None:
         error = attempt.outcome.exception() if attempt.outcome is not None else None
-        text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-        if text != self._said:
-            self._said = str(text)
-            _log.warning("no_coordinator", job=self._job, node=self._node.name, reason=self._said)
+        unknown = isinstance(error, grpc.aio.AioRpcError) and error.code() == grpc.StatusCode.UNAUTHENTICATED
+        text = str(error.details() if isinstance(error, grpc.aio.AioRpcError) else error)
+        if isinstance(error, ConfigError) or unknown:
+            self._refused(text)
+        elif attempt.attempt_number < 2:
+            return  # a coordinator's restart may be just that quick
+        self._node.troubles.begin(TOPIC, f"training goes on, commits wait: {text}", self._job)
 
     async def _connect_once(self) -> None:
         """One stream's life. Returns when it is over after it was up; raises when it never came up."""
@@ -130,7 +138,9 @@ class Link:
                 if kind == "welcome":
                     await self._check_store(message.welcome)
                     _log.info("coordinator", job=self._job, address=address, epoch=message.welcome.epoch)
-                    self._said = ""
+                    self.address, self.accepted = address, True
+                    self._refused("")
+                    self._node.troubles.end(TOPIC, self._job)
                     for fact in self._facts():
                         queue.put_nowait(fact)
                     self._queue = queue

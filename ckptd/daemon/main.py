@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from ckptd.clock import SYSTEM_CLOCK
 from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.daemon.node import Node, Watch
@@ -23,6 +24,7 @@ from ckptd.store.base import Store
 from ckptd.store.limit import LimitedStore
 from ckptd.store.open import check_store
 from ckptd.store.retry import RetryingStore, RetrySettings
+from ckptd.troubles import Troubles
 from ckptd_client.wire import default_socket
 
 _log = structlog.get_logger(__name__)
@@ -41,14 +43,16 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
         arenas = ArenaHost(
             settings.arena.directory or Path(f"/dev/shm/ckptd-{os.getuid()}-{daemon.node}"), settings.arena.limit_bytes
         )
+        troubles = Troubles()
         node = Node(
             name=daemon.node,
             incarnation=secrets.token_hex(8),
             settings=settings,
-            store=RetryingStore(bare, RetrySettings(deadline_seconds=settings.store.request_seconds)),
+            store=RetryingStore(bare, RetrySettings(deadline_seconds=settings.store.request_seconds), troubles=troubles),
             data_store=RetryingStore(
                 LimitedStore(bare, settings.store.concurrency, settings.store.upload_bytes_per_second),
                 RetrySettings(deadline_seconds=None),
+                troubles=troubles,
             ),
             arenas=arenas,
             pool=ThreadPoolExecutor(daemon.cpu_threads, thread_name_prefix="ckptd-codec"),
@@ -62,6 +66,8 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
             ),
             access=Access(read_token(daemon.token_file), read_authorities(daemon.tls_ca_file)),
             watch=Watch(),
+            troubles=troubles,
+            started=SYSTEM_CLOCK.monotonic(),
         )
         server = Server(node, sock)
         stop = asyncio.Event()

@@ -12,6 +12,7 @@ from ckptd.daemon.arenas import ArenaHost
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access
 from ckptd.store.base import Store
+from ckptd.troubles import Troubles
 
 
 class Watch:
@@ -53,6 +54,8 @@ class Node:
     write_options: WriteOptions
     access: Access
     watch: Watch
+    troubles: Troubles
+    started: float  # on the monotonic clock
 
     @property
     def writer(self) -> str:

@@ -14,10 +14,12 @@ import structlog
 from ckptd.daemon.job import Job
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
+from ckptd.daemon.report import daemon_status
 from ckptd.errors import CkptdError, ConfigError
 from ckptd.model.ids import check_job
+from ckptd.troubles import Trouble
 from ckptd_client.errors import DaemonUnavailableError
-from ckptd_client.messages import PROTOCOL_VERSION, ROLES, Hello, Refused, Welcome
+from ckptd_client.messages import PROTOCOL_VERSION, ROLES, Hello, Refused, StatusAsk, StatusInfo, Welcome
 from ckptd_client.wire import Connection, dial
 
 _log = structlog.get_logger(__name__)
@@ -68,6 +70,7 @@ class Server:
         self._sock = sock
         self._jobs: dict[str, Job] = {}
         self._conversations: set[asyncio.Task[None]] = set()
+        node.troubles.heard = self._notice
 
     async def serve(self) -> None:
         """Accept until cancelled."""
@@ -96,7 +99,12 @@ class Server:
         connection = Connection(sock)
         try:
             _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            hello, pidfd = await asyncio.to_thread(self._hello, connection, uid)
+            first = await asyncio.to_thread(self._first, connection, uid)
+            if first is None:
+                connection.send(StatusInfo(daemon_status(self._node, self._jobs.values())))
+                connection.close()
+                return
+            hello, pidfd = first
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
         except DaemonUnavailableError:
             connection.close()  # somebody looked whether we are here
@@ -133,11 +141,24 @@ class Server:
                 _log.info("job_forgotten", job=name)
                 await self._jobs.pop(name).close(0)
 
-    def _hello(self, connection: Connection, uid: int) -> tuple[Hello, int]:
-        """In a thread: wait for the first message. Raises CkptdError for anything but a good Hello of this user."""
+    def _notice(self, trouble: Trouble, seconds: float | None) -> None:
+        text = f"{trouble.topic}: {trouble.what}" if seconds is None else f"over after {seconds:.0f} s: {trouble.topic}"
+        for name, job in self._jobs.items():
+            if trouble.job in ("", name):
+                job.notice(text)
+
+    def _first(self, connection: Connection, uid: int) -> tuple[Hello, int] | None:
+        """In a thread: wait for the first message; None when it asks how we are.
+
+        Raises CkptdError for anything but that or a good Hello, of this user.
+        """
         if uid != os.getuid():
             raise ConfigError(f"this daemon serves uid {os.getuid()} only; start one for uid {uid}")
         message, fds = connection.receive()
+        if isinstance(message, StatusAsk):
+            for fd in fds:
+                os.close(fd)
+            return None
         for extra in fds[1:]:
             os.close(extra)
         if not isinstance(message, Hello) or message.role not in ROLES or not fds:

@@ -7,6 +7,7 @@ the coordinator says (committed, aborted, release) decides when a slot is free a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from ckptd_client.messages import Item
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED = 64  # given-up snapshots whose next attempt number is known; far more than can be open
+_MISSED_IN_A_ROW = 3
 
 
 @dataclass(slots=True)
@@ -43,6 +45,12 @@ class SealedSlot:
         """What the pipeline reads."""
         return RankSource(self.rank, self.items, self.lengths, self.hosted.arena.slot(self.index))
 
+    @property
+    def raw_bytes(self) -> int:
+        """Of the state in it."""
+        objects = sum(self.lengths)
+        return objects + sum(item.capacity for item in self.items if item.kind != "object")
+
     def free(self) -> None:
         """Give the slot and its hold on the arena back."""
         self.hosted.arena.mark(self.index, FREE, (0, 0), 0)
@@ -61,11 +69,19 @@ class LocalSnapshot:
     upload: asyncio.Task[None] | None = None
     part: bytes | None = None
     committed: bool = False
+    staged: float = 0.0  # on the monotonic clock, when all ranks of this node had sealed
+    stored_bytes: int = 0  # raw bytes that are in the store
+    missing_said: bool = False
 
     @property
     def attempt(self) -> Attempt:
         """The try at making it durable."""
         return Attempt(self.id, self.number)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Of all that this node stores for it."""
+        return sum(slot.raw_bytes for slot in self.slots.values())
 
     @property
     def _attempt(self) -> pb.Attempt:
@@ -105,6 +121,8 @@ class Snapshots:
         self._all: dict[Snapshot, LocalSnapshot] = {}
         self._next_number: dict[Snapshot, int] = {}
         self._frees: set[asyncio.Task[None]] = set()
+        self._missed_in_a_row = 0
+        self.newest: pb.Durable | None = None
 
     def sealed(self, snapshot: Snapshot, slot: SealedSlot, local_ranks: int) -> None:
         """A rank sealed its share; ``local_ranks`` is how many ranks of that generation this node has."""
@@ -119,12 +137,15 @@ class Snapshots:
         local.slots[slot.rank] = slot
         self._send(local.sealed(slot.rank))
         if len(local.slots) >= local_ranks:
+            local.staged = time.monotonic()
+            self._taken()
             local.upload = self._node.watch.spawn(self._upload(local))
 
     def missed(self, snapshot: Snapshot, rank: int, reason: str) -> None:
         """A rank can't take part."""
         local = self._local(snapshot)
         local.missed[rank] = reason
+        self._not_taken(local, f"rank {rank}: {reason}")
         self._send(local.missing(rank))
 
     def committed(self, message: pb.Committed) -> None:
@@ -133,6 +154,13 @@ class Snapshots:
         if local is None or local.committed or local.number != message.attempt.number:
             return
         local.committed = True
+        now = time.monotonic()
+        self.newest = pb.Durable(
+            step=local.id.step,
+            bytes=local.raw_bytes,
+            staged_to_durable_seconds=now - local.staged,
+            unix_seconds=time.time(),
+        )
         _log.info("durable", job=self._job, snapshot=str(local.id), seq=message.seq)
         for slot in local.slots.values():
             slot.tell(message.seq, "")
@@ -152,6 +180,30 @@ class Snapshots:
         for slot in local.slots.values():
             slot.tell(None, message.reason)
         self._free(local)
+
+    def _taken(self) -> None:
+        self._missed_in_a_row = 0
+        self._node.troubles.end("snapshots", self._job)
+
+    def _not_taken(self, local: LocalSnapshot, reason: str) -> None:
+        """Now and then a snapshot is missed; over and over is a trouble."""
+        if not local.missing_said:
+            local.missing_said = True
+            self._missed_in_a_row += 1
+        if self._missed_in_a_row >= _MISSED_IN_A_ROW:
+            what = f"the last {_MISSED_IN_A_ROW} snapshots or more were missed here, the last one by {reason}"
+            self._node.troubles.begin("snapshots", what, self._job)
+
+    def uploads(self) -> Iterator[pb.Upload]:
+        """What is on its way to the store."""
+        for local in self._all.values():
+            if local.upload is not None and not local.upload.done():
+                yield pb.Upload(
+                    step=local.id.step,
+                    done_bytes=local.stored_bytes,
+                    total_bytes=local.raw_bytes,
+                    seconds=time.monotonic() - local.staged,
+                )
 
     @property
     def settled(self) -> bool:
@@ -205,6 +257,10 @@ class Snapshots:
 
     async def _upload(self, local: LocalSnapshot) -> None:
         node = self._node
+
+        def stored(raw: int, _stored: int) -> None:
+            local.stored_bytes += raw
+
         sources = [slot.source() for _, slot in sorted(local.slots.items())]
         try:
             part = await write_part(
@@ -216,12 +272,15 @@ class Snapshots:
                 node.write_options,
                 node.pool,
                 node.segment_numbers,
+                stored,
             )
         except CkptdError as error:
             # The data store tries for ever what may work later; what comes here won't.
             _log.error("upload_failed", job=self._job, snapshot=str(local.id), error=str(error))
+            node.troubles.begin("uploads", f"the upload of step {local.id.step} was given up: {error}", self._job)
             for rank in local.slots:
                 self.missed(local.id, rank, f"node {node.name} can't upload: {error}")
             return
+        node.troubles.end("uploads", self._job)
         local.part = part.encode()
         self._send(local.uploaded(local.part))

@@ -14,7 +14,7 @@ from ckptd.daemon.peer import Peer
 from ckptd.daemon.ranks import RankRecord, to_pb
 from ckptd.daemon.restores import Ring
 from ckptd.daemon.snapshots import SealedSlot
-from ckptd.errors import CkptdError, CorruptError, NotFoundError, ProtocolError
+from ckptd.errors import CkptdError, ConfigError, CorruptError, NotFoundError, ProtocolError
 from ckptd.model.ids import Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client import messages as m
@@ -40,6 +40,7 @@ class Trainer:
         self._busy: set[int] = set()
         self._ring: Ring | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking: dict[int, asyncio.Task[None]] = {}
         if record.generation:
             self._placed.set()
 
@@ -57,6 +58,10 @@ class Trainer:
         """Its generation is known now."""
         self._placed.set()
         self.write_schedule()
+
+    def notice(self, text: str) -> None:
+        """Something for its user to know."""
+        self._peer.send(m.Notice(text))
 
     def write_schedule(self) -> None:
         """Put the job's schedule where the trainer reads it without a call."""
@@ -76,6 +81,7 @@ class Trainer:
             for task in list(self._tasks):
                 task.cancel()
             self.alive = False
+            self._job.node.troubles.end(f"shared memory of rank {self.record.rank}", self._job.name)
             if self._hosted is not None:
                 self._hosted.drop()
                 self._hosted = None
@@ -88,7 +94,7 @@ class Trainer:
                 if self._ring is not None:
                     self._ring.credit(message.buffer)
             case m.RestoreAsk():
-                self._spawn(self._restore_ask(message.id), message.id)
+                self._asked(message.id)
             case m.RestoreRead():
                 self._spawn(self._restore_read(message), message.id)
             case m.RestoreReport():
@@ -109,6 +115,19 @@ class Trainer:
             case _:
                 raise ProtocolError(f"a trainer may not send {type(message).__name__}")
 
+    def _asked(self, request: int) -> None:
+        if self._job.refusal:
+            self._peer.fail(request, ConfigError(self._job.refusal))
+            return
+        task = self._asking[request] = self._spawn(self._restore_ask(request), request)
+        task.add_done_callback(lambda _: self._asking.pop(request, None))
+
+    def refuse(self, text: str) -> None:
+        """The job's coordinator and this daemon can't work together: there will be no answer to what is asked now."""
+        for request, task in list(self._asking.items()):
+            task.cancel()
+            self._peer.fail(request, ConfigError(text))
+
     async def _in_world(self) -> None:
         """Wait until this rank's generation is known; a trainer that dies meanwhile ends the wait."""
         waits = [asyncio.ensure_future(self._placed.wait()), asyncio.ensure_future(self._peer.exited.wait())]
@@ -116,7 +135,7 @@ class Trainer:
         for wait in waits:
             wait.cancel()
 
-    def _spawn(self, work: Coroutine[None, None, None], request: int) -> None:
+    def _spawn(self, work: Coroutine[None, None, None], request: int) -> asyncio.Task[None]:
         async def guarded() -> None:
             try:
                 await work
@@ -126,14 +145,17 @@ class Trainer:
         task = self._job.node.watch.spawn(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _register(self, message: m.Register) -> None:
         try:
             hosted = await self._job.make_arena(message.slots, message.slot_bytes)
         except CkptdError as error:
-            _log.error("arena_refused", job=self._job.name, rank=self.record.rank, error=str(error))
+            what = f"rank {self.record.rank} has no room, and its state is not saved: {error}"
+            self._job.node.troubles.begin(f"shared memory of rank {self.record.rank}", what, self._job.name)
             self._peer.fail(message.id, error)
             return
+        self._job.node.troubles.end(f"shared memory of rank {self.record.rank}", self._job.name)
         if self._hosted is not None:
             hosted.arena.step = self._hosted.arena.step
             self._hosted.drop()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -89,12 +89,14 @@ async def write_part(
     options: WriteOptions,
     pool: ThreadPoolExecutor,
     numbers: Iterator[int],
+    stored: Callable[[int, int], None] = lambda _raw, _stored: None,
 ) -> Part:
     """Write all of ``sources``; returns what is durable then, for `commit.assemble`.
 
-    ``numbers`` gives numbers that no other segment of this writer's life has. Raises ProtocolError or ConfigError for items
-    that don't fit their slot or can't be stored, and what the store raises. Cancelling is safe: when this returns or raises,
-    nothing touches the slots any more; segments already written are left for the collection.
+    ``numbers`` gives numbers that no other segment of this writer's life has. ``stored`` is called with the raw and the stored
+    bytes of each segment that is in the store. Raises ProtocolError or ConfigError for items that don't fit their slot or can't
+    be stored, and what the store raises. Cancelling is safe: when this returns or raises, nothing touches the slots any more;
+    segments already written are left for the collection.
     """
     entries, extents = _survey(sources)
     frames, places = cut(extents, options.frame_bytes)
@@ -106,6 +108,7 @@ async def write_part(
     async def write(number: int, key: str, span: range, cost: int) -> None:
         try:
             sizes_bytes[number] = await upload.segment(number, key, span)
+            stored(sum(frames[i].raw_bytes for i in span), sizes_bytes[number])
         finally:
             upload.budget.give_back(cost)
 

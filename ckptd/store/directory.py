@@ -24,6 +24,7 @@ from ckptd.store.threads import StoreThreads
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _CONFIG = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _SHAPE = {errno.EEXIST, errno.EISDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class DirectoryStore:
@@ -198,6 +199,8 @@ class DirectoryStore:
             return StoreConfigError(f"can't {verb} here; check the path, its permissions and its mount: {where}")
         if error.errno in _SHAPE:
             return StoreError(f"a file stands where a directory must be, or the other way round: {where}")
+        if error.errno in _FULL:
+            return UnavailableError(f"the store is full; free space there, and all goes on by itself: {where}")
         return UnavailableError(f"can't {verb}: {where}")
 
 

@@ -65,6 +65,7 @@ _MISSING_CODES = {"NoSuchKey", "404"}
 _TAKEN_CODES = {"PreconditionFailed", "412"}
 # 409 from S3 means that another create of the key is under way: not that it exists, and not that it doesn't.
 _BUSY_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "408", "409", "429"}
+_FULL_CODES = {"XMinioStorageFull", "QuotaExceeded", "507"}
 _RANGE_CODES = {"InvalidRange", "416"}
 _TRANSIENT_BOTO = (
     HTTPClientError,
@@ -98,6 +99,8 @@ def translate(error: Exception, verb: str, key: str, url: str) -> StoreError:
     if code == "NotImplemented" or status == 501:
         kind = UnsafeStoreError if verb == "create" else StoreError
         return kind(f"the store does not offer what this call needs: {where}")
+    if code in _FULL_CODES:
+        return UnavailableError(f"the store is full; free space there, and all goes on by itself: {where}")
     if status >= 500:
         return UnavailableError(f"the store failed: {where}")
     if code in _MISSING_CODES or (not code and isinstance(error, FileNotFoundError)):

@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.errors import ConfigError, UnavailableError
 from ckptd.store.base import Bytes, ObjectInfo, Store
 from ckptd.store.limit import TokenBucket
+from ckptd.troubles import Troubles
 
 T = TypeVar("T")
-_log = structlog.get_logger(__name__)
+READS, WRITES = "store reads", "store writes"  # troubles: a full store can still be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,22 @@ class RetryingStore:
 
     create() is not repeated. After UnavailableError the object may be there, so a second try could find our own success and
     report AlreadyExistsError for it; only the commit log knows how to tell (it reads back and compares nonces, PROTOCOLS 4.3).
+    What had to be tried again twice is a trouble, until a call of its kind succeeds.
     """
 
-    def __init__(self, inner: Store, settings: RetrySettings | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        inner: Store,
+        settings: RetrySettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        troubles: Troubles | None = None,
+    ) -> None:
         self._inner = inner
         self._settings = settings or RetrySettings()
         self._clock = clock
+        self._troubles = troubles or Troubles(clock)
         per_second = self._settings.retries_per_second
         self._budget = TokenBucket(per_second, burst=max(1.0, per_second), clock=clock)
-        self._away = False
         self._wait = wait_random_exponential(
             multiplier=self._settings.first_wait_seconds, max=self._settings.longest_wait_seconds
         )
@@ -64,48 +71,45 @@ class RetryingStore:
         return self._inner.url
 
     async def put(self, key: str, data: Bytes) -> None:
-        await self._retrying(lambda: self._inner.put(key, data))
+        await self._retrying(WRITES, lambda: self._inner.put(key, data))
 
     async def create(self, key: str, data: Bytes) -> None:
         await self._inner.create(key, data)
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        return await self._retrying(lambda: self._inner.get(key, start, end))
+        return await self._retrying(READS, lambda: self._inner.get(key, start, end))
 
     async def info(self, key: str) -> ObjectInfo:
-        return await self._retrying(lambda: self._inner.info(key))
+        return await self._retrying(READS, lambda: self._inner.info(key))
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         # All at once: a listing that is begun again in the middle would give objects twice.
         async def listed() -> tuple[ObjectInfo, ...]:
             return tuple([info async for info in self._inner.list(prefix)])
 
-        for info in await self._retrying(listed):
+        for info in await self._retrying(READS, listed):
             yield info
 
     async def children(self, prefix: str) -> Sequence[str]:
-        return await self._retrying(lambda: self._inner.children(prefix))
+        return await self._retrying(READS, lambda: self._inner.children(prefix))
 
     async def delete(self, key: str) -> None:
-        await self._retrying(lambda: self._inner.delete(key))
+        await self._retrying(WRITES, lambda: self._inner.delete(key))
 
     async def close(self) -> None:
         await self._inner.close()
 
-    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _retrying(self, topic: str, call: Callable[[], Awaitable[T]]) -> T:
         started_at = self._clock.monotonic()
 
         async def attempt() -> T:  # tenacity awaits what it can see to be a coroutine function: not a lambda
             result = await call()
-            if self._away:
-                self._away = False
-                _log.warning("the store answers again", store=self.url)
+            self._troubles.end(topic)
             return result
 
         def say(state: RetryCallState) -> None:
-            if not self._away and state.outcome is not None:
-                self._away = True  # once per outage, however many calls wait
-                _log.warning("the store does not answer; trying again", store=self.url, error=str(state.outcome.exception()))
+            if state.attempt_number > 1 and state.outcome is not None:  # a single failure is nothing
+                self._troubles.begin(topic, f"tried again and again: {state.outcome.exception()}")
 
         def wait(state: RetryCallState) -> float:
             return self._wait(state) + self._budget.reserve(1)

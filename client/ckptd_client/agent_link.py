@@ -31,6 +31,7 @@ from ckptd_client.messages import (
     KvValue,
     Leave,
     Message,
+    Notice,
     Ok,
     Refused,
     Regroup,
@@ -279,6 +280,8 @@ class AgentLink:
                 self._complete = message
             case Waiting():
                 _log.warning("this node waits for a world: %s", message.reason)
+            case Notice():
+                _log.warning("%s", message.text)
             case Formed() | Regroup():
                 pass  # an answer that nobody waits for, or a generation that this agent is no longer in
             case _:

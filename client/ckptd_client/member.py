@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Final
 
 from ckptd_client.errors import CkptdError, ConfigError, DaemonUnavailableError, ProtocolError, RestoreError
 from ckptd_client.messages import PROTOCOL_VERSION, Gen, Hello, Message, RestoreAsk, RestoreInfo, RestoreReport
 from ckptd_client.place import Place
-from ckptd_client.session import ASK_SECONDS, REPORT_SECONDS, Pending, Session
+from ckptd_client.session import ASK_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Pending, Session
 
 _log = logging.getLogger("ckptd")
 _NO_GENERATION: Final = (0, 0)
@@ -25,6 +26,7 @@ class Member:
         self.base_seq = 0
         self.joined = False  # we hold what the generation was told to restore, and all ranks said so
         self._asked: Pending | None = None
+        self._next_ask = 0.0
         self._reported: Pending | None = None
 
     def hello(self) -> Hello:
@@ -66,11 +68,14 @@ class Member:
 
     def join(self) -> bool:
         """Become part of a generation without having restored: only possible when there was nothing to restore. Never waits."""
+        if time.monotonic() < self._next_ask:
+            return False
         try:
             return self._join()
         except CkptdError as error:
             self.session.warn(f"not part of the job's world: {error}")
             self.forget()
+            self._next_ask = time.monotonic() + RETRY_SECONDS
             return False
 
     def _join(self) -> bool:

@@ -13,6 +13,10 @@ repeats; messages without an id are events.
     RestoreCredit
     RestoreReport(id)                        Ok(id) once every rank has reported its part verified | Failed(id)
     Finished(id)                             Ok(id) | Failed(id)
+                                             Notice
+
+    anybody of this user → daemon            daemon → it
+    StatusAsk, instead of Hello              StatusInfo, and the end
 
     agent → daemon                           daemon → agent
     Hello(role=agent) + pidfd                Welcome | Refused
@@ -282,6 +286,30 @@ class Finished:
     id: int
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """For people: what is wrong on the way to the store, or is so no more. To one trainer of each node, else to its agent."""
+
+    text: str
+
+
+# ---- people
+
+
+@dataclass(frozen=True, slots=True)
+class StatusAsk:
+    """How is the daemon? ``protocol`` is the asker's."""
+
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusInfo:
+    """A ckptd.v1.DaemonStatus."""
+
+    body: bytes
+
+
 # ---- agent
 
 
@@ -394,7 +422,8 @@ class KvValue:
 Message = (
     Hello | Welcome | Refused | Ok | Failed | Register | Registered | Sealed | Missed | Released | Durable | Aborted
     | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrame | RestoreCredit | RestoreEnd | RestoreReport
-    | Finished | Join | Waiting | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
+    | Finished | Notice | StatusAsk | StatusInfo
+    | Join | Waiting | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
 )  # fmt: skip
 
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Message)}

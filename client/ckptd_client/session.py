@@ -35,6 +35,7 @@ from ckptd_client.messages import (
     Failed,
     Hello,
     Message,
+    Notice,
     Refused,
     Released,
     RestoreFrame,
@@ -219,6 +220,10 @@ class Session:
         if isinstance(message, (Released, Durable, Aborted)):
             _close_all(fds)
             self._on_event(message)
+            return
+        if isinstance(message, Notice):
+            _close_all(fds)
+            _log.warning("ckptd: %s", message.text)
             return
         with self._lock:
             if isinstance(message, (RestoreRing, RestoreFrame)):

@@ -139,10 +139,58 @@ class RankStatus(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., rank: _Optional[int] = ..., step: _Optional[int] = ..., free_slots: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("ranks",)
+    __slots__ = ("ranks", "report")
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
-    def __init__(self, ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
+    report: NodeReport
+    def __init__(self, ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., report: _Optional[_Union[NodeReport, _Mapping]] = ...) -> None: ...
+
+class NodeReport(_message.Message):
+    __slots__ = ("troubles", "uploads", "newest")
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    UPLOADS_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    troubles: _containers.RepeatedCompositeFieldContainer[Trouble]
+    uploads: _containers.RepeatedCompositeFieldContainer[Upload]
+    newest: Durable
+    def __init__(self, troubles: _Optional[_Iterable[_Union[Trouble, _Mapping]]] = ..., uploads: _Optional[_Iterable[_Union[Upload, _Mapping]]] = ..., newest: _Optional[_Union[Durable, _Mapping]] = ...) -> None: ...
+
+class Trouble(_message.Message):
+    __slots__ = ("topic", "what", "since_unix_seconds", "times")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    what: str
+    since_unix_seconds: float
+    times: int
+    def __init__(self, topic: _Optional[str] = ..., what: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., times: _Optional[int] = ...) -> None: ...
+
+class Upload(_message.Message):
+    __slots__ = ("step", "done_bytes", "total_bytes", "seconds")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    done_bytes: int
+    total_bytes: int
+    seconds: float
+    def __init__(self, step: _Optional[int] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Durable(_message.Message):
+    __slots__ = ("step", "bytes", "staged_to_durable_seconds", "unix_seconds")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    STAGED_TO_DURABLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    bytes: int
+    staged_to_durable_seconds: float
+    unix_seconds: float
+    def __init__(self, step: _Optional[int] = ..., bytes: _Optional[int] = ..., staged_to_durable_seconds: _Optional[float] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("agent", "local_world_size", "min_nodes", "max_nodes", "after", "failure")
@@ -441,3 +489,193 @@ class Waiting(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("job", "epoch", "in_office_seconds", "phase", "why", "world", "nodes", "waiting", "troubles", "newest", "snapshots")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    IN_OFFICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    epoch: int
+    in_office_seconds: float
+    phase: str
+    why: str
+    world: World
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
+    waiting: _containers.RepeatedCompositeFieldContainer[Wait]
+    troubles: _containers.RepeatedCompositeFieldContainer[Trouble]
+    newest: Newest
+    snapshots: _containers.RepeatedCompositeFieldContainer[OpenSnapshot]
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., in_office_seconds: _Optional[float] = ..., phase: _Optional[str] = ..., why: _Optional[str] = ..., world: _Optional[_Union[World, _Mapping]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., waiting: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., troubles: _Optional[_Iterable[_Union[Trouble, _Mapping]]] = ..., newest: _Optional[_Union[Newest, _Mapping]] = ..., snapshots: _Optional[_Iterable[_Union[OpenSnapshot, _Mapping]]] = ...) -> None: ...
+
+class World(_message.Message):
+    __slots__ = ("generation", "world_size", "nodes", "seconds", "furthest_step", "step_seconds", "first_snapshot", "every_steps", "no_snapshots")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FURTHEST_STEP_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NO_SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    world_size: int
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    furthest_step: int
+    step_seconds: float
+    first_snapshot: int
+    every_steps: int
+    no_snapshots: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., world_size: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ..., furthest_step: _Optional[int] = ..., step_seconds: _Optional[float] = ..., first_snapshot: _Optional[int] = ..., every_steps: _Optional[int] = ..., no_snapshots: _Optional[str] = ...) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("node", "state", "why", "ranks", "step", "free_slots", "silent_seconds", "report")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    state: str
+    why: str
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    step: int
+    free_slots: int
+    silent_seconds: float
+    report: NodeReport
+    def __init__(self, node: _Optional[str] = ..., state: _Optional[str] = ..., why: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., step: _Optional[int] = ..., free_slots: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., report: _Optional[_Union[NodeReport, _Mapping]] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("topic", "reason", "seconds")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    reason: str
+    seconds: float
+    def __init__(self, topic: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Newest(_message.Message):
+    __slots__ = ("seq", "step", "seconds", "manifest")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    step: int
+    seconds: float
+    manifest: str
+    def __init__(self, seq: _Optional[int] = ..., step: _Optional[int] = ..., seconds: _Optional[float] = ..., manifest: _Optional[str] = ...) -> None: ...
+
+class OpenSnapshot(_message.Message):
+    __slots__ = ("step", "generation", "sealed", "uploaded", "seconds")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    UPLOADED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    generation: Generation
+    sealed: int
+    uploaded: int
+    seconds: float
+    def __init__(self, step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., sealed: _Optional[int] = ..., uploaded: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class EventsRequest(_message.Message):
+    __slots__ = ("job", "epoch", "after", "follow")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    epoch: int
+    after: int
+    follow: bool
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., after: _Optional[int] = ..., follow: bool = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("epoch", "number", "unix_seconds", "kind", "text", "missed")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    number: int
+    unix_seconds: float
+    kind: str
+    text: str
+    missed: int
+    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., unix_seconds: _Optional[float] = ..., kind: _Optional[str] = ..., text: _Optional[str] = ..., missed: _Optional[int] = ...) -> None: ...
+
+class DaemonStatus(_message.Message):
+    __slots__ = ("node", "incarnation", "version", "seconds", "store", "jobs", "troubles", "arena_bytes", "arena_limit_bytes")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARENA_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: str
+    version: str
+    seconds: float
+    store: str
+    jobs: _containers.RepeatedCompositeFieldContainer[JobOnNode]
+    troubles: _containers.RepeatedCompositeFieldContainer[Trouble]
+    arena_bytes: int
+    arena_limit_bytes: int
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., seconds: _Optional[float] = ..., store: _Optional[str] = ..., jobs: _Optional[_Iterable[_Union[JobOnNode, _Mapping]]] = ..., troubles: _Optional[_Iterable[_Union[Trouble, _Mapping]]] = ..., arena_bytes: _Optional[int] = ..., arena_limit_bytes: _Optional[int] = ...) -> None: ...
+
+class JobOnNode(_message.Message):
+    __slots__ = ("job", "coordinator", "connected", "ranks", "report", "agent")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    coordinator: str
+    connected: bool
+    ranks: _containers.RepeatedCompositeFieldContainer[RankOnNode]
+    report: NodeReport
+    agent: bool
+    def __init__(self, job: _Optional[str] = ..., coordinator: _Optional[str] = ..., connected: bool = ..., ranks: _Optional[_Iterable[_Union[RankOnNode, _Mapping]]] = ..., report: _Optional[_Union[NodeReport, _Mapping]] = ..., agent: bool = ...) -> None: ...
+
+class RankOnNode(_message.Message):
+    __slots__ = ("rank", "world_size", "generation", "step", "free_slots")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    world_size: int
+    generation: Generation
+    step: int
+    free_slots: int
+    def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., step: _Optional[int] = ..., free_slots: _Optional[int] = ...) -> None: ...

@@ -44,6 +44,16 @@ class CoordinatorStub(object):
                 request_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.FromNode.SerializeToString,
                 response_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.ToNode.FromString,
                 _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/ckptd.v1.Coordinator/Status',
+                request_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.StatusRequest.SerializeToString,
+                response_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.StatusReply.FromString,
+                _registered_method=True)
+        self.Events = channel.unary_stream(
+                '/ckptd.v1.Coordinator/Events',
+                request_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.EventsRequest.SerializeToString,
+                response_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.Event.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -62,6 +72,20 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Status(self, request, context):
+        """How is the job? For people and their tools.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Events(self, request, context):
+        """What has happened, from a bounded memory; with follow also what happens from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +98,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.FromNode.FromString,
                     response_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.ToNode.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.StatusRequest.FromString,
+                    response_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.StatusReply.SerializeToString,
+            ),
+            'Events': grpc.unary_stream_rpc_method_handler(
+                    servicer.Events,
+                    request_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.EventsRequest.FromString,
+                    response_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.Event.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +164,60 @@ class Coordinator(object):
             '/ckptd.v1.Coordinator/Attach',
             ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.FromNode.SerializeToString,
             ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.ToNode.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Coordinator/Status',
+            ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.StatusRequest.SerializeToString,
+            ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Events(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ckptd.v1.Coordinator/Events',
+            ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.EventsRequest.SerializeToString,
+            ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.Event.FromString,
             options,
             channel_credentials,
             insecure,
