@@ -76,6 +76,10 @@ class Scene:
         self.cluster = Cluster(plan, directory, ["--every", str(EVERY_STEPS)])
         self.inspector = Inspector(objects, JOB)
         self.settled_ranks = 0
+        self._read_lines = 0
+        self._steps: list[Step] = []
+        self._words: list[tuple[str, re.Match[str]]] = []  # (who, what it says that it restored)
+        self._events: list[tuple[float, dict[str, object]]] = []
 
     @property
     def nodes(self) -> list[Node]:
@@ -103,9 +107,22 @@ class Scene:
 
     # ---- what is seen
 
+    def _read(self) -> None:
+        """Read on in what was printed; a long campaign prints too much to read all of it at every look."""
+        lines = self.cluster.output.since(self._read_lines)
+        self._read_lines += len(lines)
+        self._steps += read_steps(lines)
+        for line in lines:
+            if line.source == "coordinator":
+                if event := line.event:
+                    self._events.append((line.seconds, event))
+            elif word := _RESTORED.search(line.text):
+                self._words.append((line.source, word))
+
     def steps(self) -> list[Step]:
         """All steps that were printed."""
-        return read_steps(list(self.cluster.output))
+        self._read()
+        return self._steps
 
     def furthest(self) -> int:
         """The last step that was printed."""
@@ -113,26 +130,38 @@ class Scene:
 
     def restored(self) -> list[Restored]:
         """All ranks' words on what they restored, in the order of their coming."""
-        return [Restored(int(f[1]), int(f[2]), int(f[3]), (int(f[4]), int(f[5]))) for f in self._found(_RESTORED)]
+        return [Restored(int(f[1]), int(f[2]), int(f[3]), (int(f[4]), int(f[5]))) for f in self._said()]
 
     def offers(self) -> list[Offer]:
         """What coordinators named to restore."""
-        return [Offer(int(f[1]), int(f[2]), f[3]) for f in self._found(_OFFER)]
+        found = (_OFFER.fullmatch(str(event.get("detail"))) for event in self.events())
+        return [Offer(int(f[1]), int(f[2]), f[3]) for f in found if f]
+
+    def events(self, after_seconds: float = 0.0) -> list[dict[str, object]]:
+        """The coordinators' structured log lines, in the order of their coming."""
+        self._read()
+        return [event for seconds, event in self._events if seconds > after_seconds]
 
     def trainer_pid(self, node: Node) -> int:
         """The newest trainer of a node. Raises ChaosError when it is gone."""
-        pid = next((int(f[6]) for f in reversed(self._found(_RESTORED, f"{node.name}-agent"))), 0)
+        pid = next((int(f[6]) for f in reversed(self._said(f"{node.name}-agent"))), 0)
         if pid not in self.pids(node):
             raise ChaosError(f"the trainer of node {node.name} is gone before anybody killed it pid={pid}")
         return pid
+
+    def hosts_rank(self, node: Node, rank: int) -> bool:
+        """Does this node run ``rank`` of the newest world?"""
+        found = self._said(f"{node.name}-agent")
+        newest = max((int(f[4]), int(f[5])) for f in self._said())
+        return any(int(f[1]) == rank and (int(f[4]), int(f[5])) == newest for f in found)
 
     def pids(self, node: Node) -> list[int]:
         """All living processes of a node."""
         return pids_with("CKPTD_SOCKET", str(node.socket))
 
-    def _found(self, pattern: re.Pattern[str], source: str = "") -> list[re.Match[str]]:
-        found = ((line, pattern.search(line.text)) for line in self.cluster.output)
-        return [match for line, match in found if match and source in (line.source, "")]
+    def _said(self, source: str = "") -> list[re.Match[str]]:
+        self._read()
+        return [word for who, word in self._words if source in (who, "")]
 
     def newest_commit(self) -> int:
         """The log number of the newest commit in the store; -1 without one."""

@@ -38,9 +38,13 @@ def executable() -> list[str]:
 
 def _start(name: str, command: Sequence[str], environment: Mapping[str, str], output: Output, ready: str) -> Process:
     """Start a server and wait until it says that it is ready. Raises DemoError when it ends instead."""
-    before = output.count(name, ready)
+    before = len(output)
     process = Process(name, command, environment, output)
-    output.wait_for(name, lambda: output.count(name, ready) > before or process.code is not None, _START_SECONDS)
+
+    def answers() -> bool:
+        return any(line.source == name and ready in line.text for line in output.since(before))
+
+    output.wait_for(name, lambda: answers() or process.code is not None, _START_SECONDS)
     if process.code is not None:
         raise DemoError(f"{name} ended with exit code {process.code}; its log says why")
     return process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -28,6 +29,15 @@ class Line:
     source: str
     text: str
 
+    @property
+    def event(self) -> dict[str, object]:
+        """The fields of a structured log line; empty for any other."""
+        try:
+            fields = json.loads(self.text)
+        except ValueError:
+            return {}
+        return fields if isinstance(fields, dict) else {}
+
 
 class Output:
     """All lines of all processes, in the order of their coming; waiting for one has a deadline."""
@@ -35,12 +45,22 @@ class Output:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._lines: list[Line] = []
+        self._dropped = 0
         self._ended: set[str] = set()
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[Line]:
+        return iter(self.since(0))
+
+    def __len__(self) -> int:
+        """How many lines have come: where `since` goes on."""
         with self._changed:
-            return iter(list(self._lines))
+            return self._dropped + len(self._lines)
+
+    def since(self, count: int) -> list[Line]:
+        """All lines but the first ``count``."""
+        with self._changed:
+            return self._lines[max(0, count - self._dropped) :]
 
     def pump(self, source: str, process: subprocess.Popen[str]) -> None:
         """Read a process's output in a thread until its end; a copy goes into a log file."""
@@ -54,7 +74,9 @@ class Output:
                 log.flush()
                 with self._changed:
                     self._lines.append(Line(time.monotonic(), source, text.rstrip("\n")))
-                    del self._lines[:-_LINES]
+                    if len(self._lines) > 2 * _LINES:
+                        self._dropped += _LINES
+                        del self._lines[:_LINES]
                     self._changed.notify_all()
         process.wait()  # its output ends a moment before it does; who waits for its exit code is not asked again
         with self._changed:

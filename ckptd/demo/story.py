@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from ckptd.commit.catalog import catalog
 from ckptd.commit.log import CommitLog
 from ckptd.demo.cluster import Cluster, Plan
-from ckptd.demo.process import DemoError, Line, Output, Process
+from ckptd.demo.process import DemoError, Output, Process
 from ckptd.demo.verdict import Step, judge, read_steps, stretches
 from ckptd.model.keys import manifest_key
 from ckptd.model.manifest import decode_manifest
@@ -160,7 +159,7 @@ class Story:
     def _detected(self, killed_seconds: float) -> tuple[float, str]:
         """When the coordinator first told somebody to regroup, in seconds after the kill, and why."""
         for line in self._cluster.output:
-            event = _event(line) if line.source == "coordinator" and line.seconds > killed_seconds else {}
+            event = line.event if line.source == "coordinator" and line.seconds > killed_seconds else {}
             if event.get("event") == "regroup":
                 return line.seconds - killed_seconds, str(event.get("reason"))
         raise DemoError("the coordinator never told anybody to regroup")
@@ -225,12 +224,3 @@ class Story:
         return [
             f"left behind on node {node.name}: {thing}" for node in self._cluster.nodes.values() for thing in node.left_over()
         ]
-
-
-def _event(line: Line) -> dict[str, object]:
-    """A structured log line's fields."""
-    try:
-        fields = json.loads(line.text)
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
