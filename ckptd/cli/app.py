@@ -12,6 +12,7 @@ from ckptd.cli.demo import demo
 from ckptd.cli.ls import ls
 from ckptd.cli.run import run
 from ckptd.cli.status import status
+from ckptd.cli.verify import OptionalShare, verify
 from ckptd.errors import CkptdError, ConfigError, JobInUseError, StoreConfigError, UnsafeStoreError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.command()(daemon)
 app.command()(coordinator)
 app.command()(ls)
 app.command()(status)
+app.command(cls=OptionalShare)(verify)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(run)
 app.command()(demo)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ckptd.errors import CorruptError, NotFoundError
 from ckptd.model.dtypes import OBJECT
+from ckptd.model.ids import Attempt
 from ckptd.model.index import Index, decode_index
 from ckptd.model.keys import index_key, layout_key, manifest_key
 from ckptd.model.layout import Layout, decode_layout
@@ -62,16 +63,54 @@ async def open_checkpoint(store: Store, job: str, manifest_hash: str) -> Checkpo
 
     Raises CorruptError when one of them is missing, doesn't match its hash or doesn't parse, and what the store raises.
     """
+    manifest = await open_manifest(store, job, manifest_hash)
+    layout, index = await asyncio.gather(open_layout(store, job, manifest), _index_body(store, job, manifest))
+    return Checkpoint(manifest, layout, _index(job, manifest, index, layout))
+
+
+async def open_manifest(store: Store, job: str, manifest_hash: str) -> Manifest:
+    """The manifest of that hash. Raises as `open_checkpoint` does."""
     body = await _get(store, "manifest", manifest_key(job, manifest_hash), manifest_hash, MAX_MANIFEST_BYTES)
     manifest = decode_manifest(body)
     if manifest.job != job:
         raise CorruptError(f"a manifest is another job's manifest={manifest_hash} job={job} says={manifest.job}")
-    layout_body, index_body = await asyncio.gather(
-        _get_ref(store, "layout", layout_key(job, manifest.attempt.snapshot.generation, manifest.layout.hash), manifest.layout),
-        _get_ref(store, "index", index_key(job, manifest.attempt, manifest.index.hash), manifest.index),
-    )
-    layout = decode_layout(layout_body)
-    return Checkpoint(manifest, layout, decode_index(index_body, layout))
+    return manifest
+
+
+def check_entry(manifest: Manifest, attempt: Attempt, parent: int | None) -> None:
+    """Raise CorruptError unless the manifest says of itself what its COMMIT record says."""
+    if (manifest.attempt, manifest.parent) != (attempt, parent):
+        raise CorruptError(
+            "a manifest is of another attempt or parent than its record says"
+            f" attempt={manifest.attempt} parent={manifest.parent} expected={attempt} parent={parent}"
+        )
+
+
+async def open_layout(store: Store, job: str, manifest: Manifest) -> Layout:
+    """The layout that a manifest refers to. Raises as `open_checkpoint` does."""
+    key = layout_key(job, manifest.attempt.snapshot.generation, manifest.layout.hash)
+    body = await _get_ref(store, "layout", key, manifest.layout)
+    try:
+        return decode_layout(body)
+    except CorruptError as error:
+        raise CorruptError(f"{error} key={key}") from None
+
+
+async def open_index(store: Store, job: str, manifest: Manifest, layout: Layout | None) -> Index | None:
+    """The index that a manifest refers to; without its layout only its hash is checked. Raises as `open_checkpoint` does."""
+    body = await _index_body(store, job, manifest)
+    return None if layout is None else _index(job, manifest, body, layout)
+
+
+async def _index_body(store: Store, job: str, manifest: Manifest) -> bytes:
+    return await _get_ref(store, "index", index_key(job, manifest.attempt, manifest.index.hash), manifest.index)
+
+
+def _index(job: str, manifest: Manifest, body: bytes, layout: Layout) -> Index:
+    try:
+        return decode_index(body, layout)
+    except CorruptError as error:
+        raise CorruptError(f"{error} key={index_key(job, manifest.attempt, manifest.index.hash)}") from None
 
 
 async def _get_ref(store: Store, what: str, key: str, ref: ObjectRef) -> bytes:

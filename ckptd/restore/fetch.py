@@ -98,14 +98,22 @@ async def _fetch_range(
         deliver(buffer, read.copies)
 
 
+def check_stored(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, key: str) -> str:
+    """Raise CorruptError unless these are the stored bytes of a frame of segment ``key``; returns where that is, in words."""
+    expected = checkpoint.index.frames[read.frame]["stored_hash"].tobytes()
+    where = f"segment={key} frame={read.frame} offset={read.offset}"
+    if frame_hash([stored]) != expected:
+        raise CorruptError(f"a frame's stored bytes don't match their hash {where} hash=stored expected={expected.hex()}")
+    return where
+
+
 def _decode(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, destination: memoryview, key: str) -> None:
     row = checkpoint.index.frames[read.frame]
-    where = f"segment={key} frame={read.frame} offset={read.offset}"
-    if frame_hash([stored]) != row["stored_hash"].tobytes():
-        raise CorruptError(f"a frame's stored bytes don't match their hash {where} hash=stored")
+    where = check_stored(checkpoint, read, stored, key)
     try:
         decode_into(int(row["codec"]), stored, destination)
     except CorruptError as error:
         raise CorruptError(f"{error} {where}") from error
     if frame_hash([destination]) != row["raw_hash"].tobytes():
-        raise CorruptError(f"a frame's raw bytes don't match their hash {where} hash=raw")
+        expected = row["raw_hash"].tobytes().hex()
+        raise CorruptError(f"a frame's raw bytes don't match their hash {where} hash=raw expected={expected}")

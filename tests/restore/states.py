@@ -86,6 +86,7 @@ async def save(
     options: WriteOptions,
     pool: ThreadPoolExecutor,
     attempt: Attempt = ATTEMPT,
+    parent: int | None = None,
 ) -> tuple[list[Part], str]:
     """Write each node's ranks as a writer of its own and make a checkpoint; (parts, hash of the manifest)."""
     parts = []
@@ -93,7 +94,7 @@ async def save(
         part = await write_part(store, JOB, attempt, f"n{number}.aa", ranks, options, pool, itertools.count(number))
         parts.append(Part.decode(part.encode()))
     world_size = sum(len(ranks) for ranks in nodes)
-    return parts, (await assemble(store, JOB, attempt, world_size, None, parts))[1]
+    return parts, (await assemble(store, JOB, attempt, world_size, parent, parts))[1]
 
 
 async def write_one(store: Store, slot: Slot, options: WriteOptions, pool: ThreadPoolExecutor) -> Part:
