@@ -17,6 +17,13 @@ class DeclareDead:
 
 
 @dataclass(frozen=True, slots=True)
+class Revive:
+    """Nodes that were declared dead are back, with the same trainers, before there was another world."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class AskRegroup:
     """The current generation is broken; ``nodes`` are to stop their workers and join again. ``workers``: theirs failed."""
 
@@ -63,6 +70,13 @@ class AnnounceSchedule:
     """These steps become snapshots."""
 
     schedule: Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class PauseSchedule:
+    """No further snapshots until every rank has a free slot again."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +168,14 @@ class Wait:
 
 Action = (
     DeclareDead
+    | Revive
     | AskRegroup
     | CheckTail
     | FormGeneration
     | FormRanks
     | Adopt
     | AnnounceSchedule
+    | PauseSchedule
     | WithholdSchedule
     | ReleaseBefore
     | CommitAttempt

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckptd.coordinator.actions import Action, DeclareDead, Wait
+from ckptd.coordinator.actions import Action, DeclareDead, Revive, Wait
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Gone, Joined, MemberOf, Node, Rank, State, World
 
 
 def silent(now: float, node: Node, options: CoordinatorOptions) -> bool:
-    """Is its lease over? Also when its new daemon has not found the agent that the old one had."""
-    unheard = now - node.last_heard_seconds >= options.lease_seconds
+    """Is its lease over? Also when its new daemon has not found the agent or the trainers that the old one had."""
     orphaned = node.unconfirmed_seconds is not None and now - node.unconfirmed_seconds >= options.lease_seconds
-    return node.left or unheard or orphaned
+    return node.left or unheard(now, node, options) or orphaned
+
+
+def unheard(now: float, node: Node, options: CoordinatorOptions) -> bool:
+    """Has its daemon said nothing for a lease?"""
+    return now - node.last_heard_seconds >= options.lease_seconds
 
 
 def left_world(state: State, world: World, node_id: str) -> bool:
@@ -47,6 +51,22 @@ def blind_nodes(now: float, state: State, options: CoordinatorOptions) -> list[s
     return [id for id in world.members if not left_world(state, world, id) and silent(now, state.nodes[id], options)]
 
 
+def decide_revival(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
+    """A world without our rendezvous can't be formed anew by us: if those called dead come back to it, it goes on.
+
+    (Under a rendezvous the others have been asked to regroup by then.)
+    """
+    world = state.world
+    if world is None or world.source != "ranks" or not world.lost or state.complete or not world.whole:
+        return
+    if world.restore == "failed" or any(rank.gone or rank.replaced or not rank.up for rank in world.ranks.values()):
+        return
+    if all(
+        id in state.nodes and state.nodes[id].connected and not silent(now, state.nodes[id], options) for id in world.members
+    ):
+        yield Revive(f"{', '.join(world.lost)} came back with all trainers")
+
+
 def decide_dead(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
     """A silent member is dead only if the world shows that it is: something broke, or nobody advances."""
     world = state.world
@@ -61,10 +81,16 @@ def decide_dead(now: float, state: State, options: CoordinatorOptions) -> Iterat
     # With nobody left to hear from, standstill proves nothing: it may be we who are cut off.
     heard = any(node.connected and not silent(now, node, options) for node in state.nodes.values())
     for node_id in blind:
-        quiet = now - state.nodes[node_id].last_heard_seconds
+        how = _how_silent(now, state.nodes[node_id], options)
         if broke:
-            yield DeclareDead(node_id, f"node {node_id} is silent for {quiet:.1f} s, and the generation is broken: {broke}")
+            yield DeclareDead(node_id, f"{how}, and the generation is broken: {broke}")
         elif stalled and heard:
-            yield DeclareDead(node_id, f"node {node_id} is silent for {quiet:.1f} s, and no rank advanced for {patience:.1f} s")
+            yield DeclareDead(node_id, f"{how}, and no rank advanced for {patience:.1f} s")
         else:
             yield Wait(f"node {node_id}", f"node {node_id} is blind: it is silent, but training goes on; snapshots pause")
+
+
+def _how_silent(now: float, node: Node, options: CoordinatorOptions) -> str:
+    if node.left or unheard(now, node, options) or node.unconfirmed_seconds is None:
+        return f"node {node.id} is silent for {now - node.last_heard_seconds:.1f} s"
+    return f"the new daemon of node {node.id} has not heard of its workers for {now - node.unconfirmed_seconds:.1f} s"

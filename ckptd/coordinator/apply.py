@@ -28,12 +28,23 @@ def attach(state: State, node: str, incarnation: str, now: float) -> None:
     if known.incarnation != incarnation:
         members.forget_loose(state, node)
     known.incarnation, known.connected, known.last_heard_seconds, known.left = incarnation, True, now, False
-    known.unconfirmed_seconds = now if isinstance(known.agent, MemberOf) else None
+    known.unconfirmed_seconds = now if isinstance(known.agent, MemberOf) or _expects_ranks(state, node) else None
     known.told.clear()
     # What was held from its last stream comes again on this one.
     held = [entry for entry in state.held if entry[0] != node]
     state.held.clear()
     state.held.extend(held)
+
+
+def _expects_ranks(state: State, node: str) -> bool:
+    """Without an agent it is the trainers who must say again that they are there, or they died with their daemon."""
+    world = state.world
+    if world is None or world.source != "ranks":
+        return False
+    expected = [rank for rank in world.ranks.values() if rank.node == node and not rank.gone and not rank.finished]
+    for rank in expected:
+        rank.up = False
+    return bool(expected)
 
 
 def detach(state: State, node: str) -> None:
@@ -141,6 +152,8 @@ def _rank_up(state: State, node_id: str, message: pb.FromNode, now: float) -> No
     rank.process, rank.up, rank.bound = up.process, True, True
     rank.base_seq, rank.ready = up.base_seq, rank.ready or up.ready
     members.acknowledge(state, node_id, generation)
+    if world.source == "ranks" and all(rank.up or rank.gone for rank in world.ranks.values() if rank.node == node_id):
+        state.nodes[node_id].unconfirmed_seconds = None
 
 
 def _is_newcomer(world: World, generation: Generation, up: pb.RankUp) -> bool:

@@ -7,7 +7,7 @@ another one has just changed. Every action, once enacted, removes the reason for
 from __future__ import annotations
 
 from ckptd.coordinator.actions import Action
-from ckptd.coordinator.alive import decide_dead
+from ckptd.coordinator.alive import decide_dead, decide_revival
 from ckptd.coordinator.fruitless import decide_fruitless
 from ckptd.coordinator.membership import decide_adoption, decide_broken, decide_complete, decide_forming
 from ckptd.coordinator.options import CoordinatorOptions
@@ -22,6 +22,7 @@ def decide(now: float, state: State, options: CoordinatorOptions) -> list[Action
         *decide_complete(state),
         *decide_broken(state),
         *decide_dead(now, state, options),
+        *decide_revival(now, state, options),
         *decide_adoption(now, state, options),
         *decide_snapshots(now, state, options),
         *decide_fruitless(state, options),

@@ -8,7 +8,7 @@ import structlog
 
 from ckptd.coordinator import actions as act
 from ckptd.coordinator.apply import replay_held
-from ckptd.coordinator.state import Joined, MemberOf, Place, Rank, State, World
+from ckptd.coordinator.state import PAUSED, Joined, MemberOf, Place, Rank, State, World
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation
 
 _log = structlog.get_logger(__name__)
@@ -103,13 +103,20 @@ def _enact_on_world(state: State, action: act.Action, now: float) -> LogJob | No
         case act.AskRegroup(_, reason, workers):
             world.workers_failed = workers
             _break(state, world, reason, now)
+        case act.Revive():
+            world.lost.clear()
+            world.broken = None
         case act.CountWorld(failure):
             world.counted = True
             if failure is not None:
                 state.fruitless, state.failed_seconds = state.fruitless + 1, now
                 state.failures.append(failure)
         case act.AnnounceSchedule(schedule):
-            world.schedule, world.unscheduled = schedule, None
+            world.schedule, world.paused, world.unscheduled = schedule, "", None
+        case act.PauseSchedule(reason):
+            world.schedule, world.paused, world.paused_seconds = PAUSED, reason, now
+            for rank in world.ranks.values():
+                rank.free_slots = 0  # what was said before the pause is old
         case act.WithholdSchedule(reason):
             world.unscheduled = reason
         case act.NameRestore(target, loss):

@@ -21,6 +21,7 @@ from ckptd.coordinator.actions import (
     FormGeneration,
     FormRanks,
     NameRestore,
+    PauseSchedule,
     StepBack,
     StopJob,
     Wait,
@@ -260,6 +261,8 @@ class Engine:
                 _log.error("THE JOB IS STOPPED", diagnosis=diagnosis)
             case CountWorld(failure) if failure is not None:
                 _log.warning("a world failed without a checkpoint", in_a_row=self.state.fruitless + 1, first=failure.what)
+            case PauseSchedule(reason):
+                _log.warning("snapshots pause until every rank has a free slot", reason=reason)
             case AskRegroup(nodes, reason, _):
                 _log.warning("regroup", nodes=list(nodes), reason=reason)
             case _:
@@ -280,6 +283,10 @@ class Engine:
                 self.events.add("lost", reason)
             case act.AnnounceSchedule(schedule):
                 self.events.add("schedule", f"a snapshot every {schedule.every} steps from step {schedule.first} on")
+            case PauseSchedule(reason):
+                self.events.add("paused", f"no snapshots until every rank has a free slot: {reason}")
+            case act.Revive(reason):
+                self.events.add("back", reason)
             case WithholdSchedule(reason):
                 self.events.add("withheld", f"no snapshots will be taken: {reason}")
             case act.NameRestore(target):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from ckptd.coordinator.actions import Action, Adopt, AskRegroup, CheckTail, CompleteJob, FormGeneration, FormRanks, Wait
-from ckptd.coordinator.alive import all_finished, left_world, silent
+from ckptd.coordinator.alive import all_finished, left_world, silent, unheard
 from ckptd.coordinator.fruitless import due, pause_seconds
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Claim, Gone, Joined, LooseRank, MemberOf, Node, State, World
@@ -216,7 +216,7 @@ def _present(now: float, state: State, options: CoordinatorOptions, rank: LooseR
     node = state.nodes[rank.node]
     if isinstance(node.agent, Joined | MemberOf):
         return False  # a worker of our own rendezvous, whose agent has not said yet which world it is of
-    return node.connected and not silent(now, node, options)
+    return node.connected and not unheard(now, node, options)
 
 
 def _busy(state: State) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ckptd.coordinator.actions import (
@@ -9,6 +10,7 @@ from ckptd.coordinator.actions import (
     Action,
     AnnounceSchedule,
     CommitAttempt,
+    PauseSchedule,
     ReleaseBefore,
     Wait,
     WithholdSchedule,
@@ -17,7 +19,7 @@ from ckptd.coordinator.alive import left_world, silent
 from ckptd.coordinator.fruitless import offered
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.restoring import starts
-from ckptd.coordinator.state import MAX_OPEN_SNAPSHOTS, OpenSnapshot, Schedule, State, World
+from ckptd.coordinator.state import MAX_OPEN_SNAPSHOTS, PAUSED, OpenSnapshot, Schedule, State, World
 from ckptd.model.ids import Attempt
 
 
@@ -83,6 +85,9 @@ def _hopeless(now: float, state: State, options: CoordinatorOptions, snapshot: O
     newer = [other for id, other in state.snapshots.items() if id > snapshot.id]
     if any(other.stored for other in newer) or (not snapshot.complete and any(other.complete for other in newer)):
         return "a newer snapshot overtook it"
+    if world.schedule == PAUSED and not snapshot.complete and now - world.paused_seconds >= options.lease_seconds:
+        # A rank's seal can be lost with its daemon. While there is no schedule, no newer snapshot overtakes this one.
+        return f"snapshots pause, and {options.lease_seconds:g} s later not all ranks had sealed it"
     blind = sorted(
         id for id in _hosts_missing(snapshot, world) if id not in state.nodes or silent(now, state.nodes[id], options)
     )
@@ -111,9 +116,15 @@ def _hosts_missing(snapshot: OpenSnapshot, world: World) -> set[str]:
 
 
 def decide_schedule(state: State, options: CoordinatorOptions) -> Iterator[Action]:
-    """One schedule per generation, once every rank is there and knows what it starts from."""
+    """A schedule once every rank is there and knows what it starts from; a pause when a rank missed its step.
+
+    Ranks whose slots come free at different times would otherwise miss different steps for ever, and nothing would complete.
+    """
     world = state.world
-    if world is None or world.broken or world.schedule or not world.whole or state.complete:
+    if world is None or world.broken or not world.whole or state.complete:
+        return
+    if world.schedule is not None:
+        yield from _pause_or_resume(state, options, world)
         return
     ranks = [world.ranks.get(number) for number in range(world.world_size)]
     ready = sum(1 for rank in ranks if rank is not None and rank.up and (rank.ready or starts(rank, world.target)))
@@ -125,10 +136,35 @@ def decide_schedule(state: State, options: CoordinatorOptions) -> Iterator[Actio
     elif not _descends(state, world):
         yield from _withhold(state, world)
     else:
-        restored = world.target.step if world.target is not None else 0
-        furthest = max([restored, *(rank.step for rank in ranks if rank is not None)])
-        every = options.every_steps
-        yield AnnounceSchedule(Schedule(-(-(furthest + 2) // every) * every, every))
+        yield AnnounceSchedule(_next_schedule(world, options))
+
+
+def _pause_or_resume(state: State, options: CoordinatorOptions, world: World) -> Iterator[Action]:
+    if world.schedule != PAUSED:
+        missed = next((s.missed for s in state.snapshots.values() if s.world is world and s.missed is not None), None)
+        if missed is not None:
+            yield PauseSchedule(missed)
+        return
+    full = [number for number, rank in sorted(world.ranks.items()) if not rank.free_slots]
+    opened = sum(1 for snapshot in state.snapshots.values() if snapshot.world is world)
+    if full or opened:
+        what = f"{opened} snapshots are on their way, {len(full)} ranks have no free slot"
+        yield Wait("schedule", f"snapshots pause ({world.paused}): {what}")
+    else:
+        yield AnnounceSchedule(_next_schedule(world, options))
+
+
+def _next_schedule(world: World, options: CoordinatorOptions) -> Schedule:
+    """From the first step on the grid that no rank will have passed before it hears of it.
+
+    A step is known up to a heartbeat late, and the schedule may take as long to arrive.
+    """
+    restored = world.target.step if world.target is not None else 0
+    furthest = max([restored, *(rank.step for rank in world.ranks.values())])
+    pace = world.median_step_seconds
+    lead = max(2, math.ceil(2 * options.heartbeat_seconds / pace) if pace > 0 else 0)
+    every = options.every_steps
+    return Schedule(-(-(furthest + lead) // every) * every, every)
 
 
 def _descends(state: State, world: World) -> bool:

@@ -64,8 +64,8 @@ class Gone:
 class Node:
     """One daemon. ``told`` is what it was told on its present stream (see ``tell``).
 
-    ``unconfirmed_seconds``: since when a new stream has said nothing of the agent that we believe to be there. ``report`` is
-    for people only.
+    ``unconfirmed_seconds``: since when a new stream has said nothing of the agent, or of trainers, that we believe to be there.
+    ``report`` is for people only.
     """
 
     id: str
@@ -101,7 +101,7 @@ class Rank:
     finished: bool = False
     gone: str | None = None
     step: int = 0
-    free_slots: int = 0
+    free_slots: int = 0  # as a heartbeat has told since snapshots were last paused
     replaced: bool = False
     counted: bool = False  # a heartbeat has told its step
     bound: bool = False  # its daemon knows that it belongs to this generation
@@ -138,10 +138,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Steps first, first + every, … become snapshots."""
+    """Steps first, first + every, … become snapshots; every = 0: none until there is another schedule."""
 
     first: int
     every: int
+
+
+PAUSED: Final = Schedule(0, 0)
 
 
 @dataclass(slots=True)
@@ -174,6 +177,8 @@ class World:
     counted: bool = False
     reported_seconds: float | None = None
     schedule: Schedule | None = None
+    paused: str = ""  # why, while the schedule is PAUSED
+    paused_seconds: float = 0.0
     unscheduled: str | None = None
     last_commit_seconds: float | None = None
     furthest_step: int = 0

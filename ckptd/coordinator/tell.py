@@ -62,7 +62,7 @@ def _of_world(world: World, node: Node) -> Iterator[tuple[Told, Make]]:
     if restoring and world.target is not None and world.restore != "failed":
         yield ("target", world.id), partial(_target, world, world.target)
     if world.schedule is not None:
-        yield ("schedule", world.id), partial(_schedule, world, world.schedule)
+        yield ("schedule", world.id, world.schedule), partial(_schedule, world, world.schedule)
     if restoring and world.restore == "go":
         yield ("go", world.id), lambda: pb.ToNode(restore_go=pb.RestoreGo(generation=to_generation(world.id)))
     if world.restore == "failed":

@@ -180,10 +180,11 @@ class FakeNode:
         )
         self.say(rank_up=up)
 
-    def beat(self, generation: Generation = NO_GENERATION, **steps: int) -> None:
+    def beat(self, generation: Generation = NO_GENERATION, free_slots: int = 1, **steps: int) -> None:
         """``r0=5``: rank 0 is at step 5."""
         ranks = [
-            pb.RankStatus(generation=to_generation(generation), rank=int(rank[1:]), step=step) for rank, step in steps.items()
+            pb.RankStatus(generation=to_generation(generation), rank=int(rank[1:]), step=step, free_slots=free_slots)
+            for rank, step in steps.items()
         ]
         self.say(heartbeat=pb.Heartbeat(ranks=ranks))
 

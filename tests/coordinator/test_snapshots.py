@@ -78,6 +78,58 @@ def test_missed_aborts_everywhere_at_once():
     assert not bench.engine.state.snapshots, "what is settled stays settled"
 
 
+def test_after_a_miss_snapshots_pause_until_all_have_a_free_slot():
+    """Else one rank misses what the other sealed, then the other way round, for ever: seen with a restarted daemon."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    first, second = Snapshot(generation, 100), Snapshot(generation, 200)
+    a.sealed(first, 0)
+    b.sealed(first, 1)
+    a.sealed(second, 0)
+    b.say(missed=pb.Missed(attempt=to_attempt(Attempt(second, 0)), rank=1, reason="no free slot"))
+    assert [(s.first, s.every) for s in a.told("schedule")] == [(100, 100), (0, 0)]
+    assert "no free slot" in bench.waits()
+    a.uploaded(first, 0)
+    b.uploaded(first, 1)
+    a.beat(generation, r0=250)
+    b.beat(generation, r1=250, free_slots=0)
+    bench.pass_time(5)
+    assert len(a.told("schedule")) == 2, "rank 1 has none yet"
+    b.beat(generation, r1=251)
+    assert [(s.first, s.every) for n in (a, b) for s in n.told("schedule")][2::3] == [(300, 100)] * 2
+    assert bench.log.candidate()[0].step == 100 and bench.running
+
+
+def test_a_seal_lost_with_its_daemon_does_not_end_all_snapshots():
+    """The new daemon doesn't know of it, and the trainer believes that it was heard: seen with SIGKILL of a daemon."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    a.sealed(Snapshot(generation, 100), 0)
+    a.say(missed=pb.Missed(attempt=to_attempt(Attempt(Snapshot(generation, 200), 0)), rank=0, reason="no free slot"))
+    a.beat(generation, r0=250)
+    b.beat(generation, r1=250)
+    assert a.told("schedule")[-1].every == 0
+    bench.pass_time(6)
+    assert (
+        a.told("schedule")[-1].first == 300
+        and "not all ranks had sealed" in bench.log.aborted[Attempt(Snapshot(generation, 100), 0)]
+    )
+
+
+def test_a_schedule_begins_where_no_rank_is_past_it():
+    """Fast steps: what a heartbeat said is old when the schedule arrives."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    for step in range(0, 500, 50):
+        bench.pass_time(1)
+        a.beat(generation, r0=step)
+        b.beat(generation, r1=step)
+    b.say(missed=pb.Missed(attempt=to_attempt(Attempt(Snapshot(generation, 400), 0)), rank=1, reason="no free slot"))
+    a.beat(generation, r0=450)
+    b.beat(generation, r1=450)
+    assert a.told("schedule")[-1].first == 600, "450, and 50 steps a second for two heartbeats"
+
+
 def test_what_was_given_up_may_be_tried_again():
     """The last step of a job must not be lost because a daemon died in mid-upload: its ranks seal it once more."""
     bench = Bench()
