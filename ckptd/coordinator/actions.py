@@ -109,6 +109,14 @@ class AbortAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class PinRestore:
+    """Pin what the generation will be told to restore, in ``holder``'s name."""
+
+    seq: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
 class NameRestore:
     """The one thing for this generation to restore, and what is lost by it, in words."""
 
@@ -180,6 +188,7 @@ Action = (
     | ReleaseBefore
     | CommitAttempt
     | AbortAttempt
+    | PinRestore
     | NameRestore
     | RestoreGo
     | FailRestore

@@ -11,7 +11,7 @@ from ckptd.coordinator.alive import decide_dead, decide_revival
 from ckptd.coordinator.fruitless import decide_fruitless
 from ckptd.coordinator.membership import decide_adoption, decide_broken, decide_complete, decide_forming
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.restoring import decide_restore
+from ckptd.coordinator.restoring import decide_pin, decide_restore
 from ckptd.coordinator.snapshots import decide_schedule, decide_snapshots
 from ckptd.coordinator.state import State
 
@@ -29,5 +29,6 @@ def decide(now: float, state: State, options: CoordinatorOptions) -> list[Action
         *decide_forming(now, state, options),
         # The schedule goes out before the ranks may start, so that none of them passes its first step unaware.
         *decide_schedule(state, options),
+        *decide_pin(state),
         *decide_restore(now, state, options),
     ]

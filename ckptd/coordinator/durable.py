@@ -15,9 +15,9 @@ import structlog
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.commit.fold import restore_candidate
 from ckptd.commit.log import CommitLog, RecordRefusedError
-from ckptd.commit.office import Committer
+from ckptd.commit.office import Committer, pin
 from ckptd.commit.state import Entry
-from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, QuarantineJob
+from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, PinJob, QuarantineJob
 from ckptd.coordinator.state import NOTHING, Outcome, Target
 from ckptd.errors import CkptdError, CorruptError, OfficeLostError, ResourceError, StoreError
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation
@@ -50,13 +50,22 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """Commit ``seq`` is pinned by ``holder``; not ``done``: it was no live commit any more."""
+
+    seq: int
+    holder: str
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble:
     """A job could not be done this time and is tried again. Not a result: the job goes on."""
 
     reason: str
 
 
-LogResult = TailAbsent | Settled | Quarantined | Trouble
+LogResult = TailAbsent | Settled | Quarantined | Pinned | Trouble
 
 
 def _target(entry: Entry) -> Target:
@@ -133,6 +142,8 @@ class LogWorker:
                 return Settled(attempt, await self._abort(attempt, reason))
             case QuarantineJob(seq, reason):
                 return await self._quarantine(seq, reason)
+            case PinJob(seq, holder):
+                return await self._pin(seq, holder)
 
     async def check_office(self) -> None:
         """Read on in the log. Raises OfficeLostError when a later EPOCH stands there, and what the store raises."""
@@ -182,3 +193,11 @@ class LogWorker:
         except RecordRefusedError as error:
             _log.warning("it was no live commit any more", seq=seq, error=str(error))
         return Quarantined(seq)
+
+    async def _pin(self, seq: int, holder: str) -> Pinned:
+        try:
+            await pin(self._log, seq, holder)
+        except RecordRefusedError as error:
+            _log.warning("it was no live commit any more", seq=seq, error=str(error))
+            return Pinned(seq, holder, False)
+        return Pinned(seq, holder, True)

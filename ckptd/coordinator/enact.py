@@ -45,7 +45,15 @@ class QuarantineJob:
     reason: str
 
 
-LogJob = CheckTailJob | CommitJob | AbortJob | QuarantineJob
+@dataclass(frozen=True, slots=True)
+class PinJob:
+    """Pin a commit while it is restored."""
+
+    seq: int
+    holder: str
+
+
+LogJob = CheckTailJob | CommitJob | AbortJob | QuarantineJob | PinJob
 
 
 def enact(state: State, action: act.Action, now: float) -> LogJob | None:
@@ -119,6 +127,9 @@ def _enact_on_world(state: State, action: act.Action, now: float) -> LogJob | No
                 rank.free_slots = 0  # what was said before the pause is old
         case act.WithholdSchedule(reason):
             world.unscheduled = reason
+        case act.PinRestore(seq, holder):
+            world.holder = holder
+            return PinJob(seq, holder)
         case act.NameRestore(target, loss):
             world.target, world.restore_loss = target, loss
         case act.RestoreGo():

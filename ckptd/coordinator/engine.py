@@ -30,12 +30,13 @@ from ckptd.coordinator.actions import (
 from ckptd.coordinator.alive import blind_nodes
 from ckptd.coordinator.apply import apply, attach, detach
 from ckptd.coordinator.decide import decide
-from ckptd.coordinator.durable import LogResult, Quarantined, Settled, TailAbsent, Trouble
+from ckptd.coordinator.durable import LogResult, Pinned, Quarantined, Settled, TailAbsent, Trouble
 from ckptd.coordinator.enact import LogJob, enact
 from ckptd.coordinator.events import Events
 from ckptd.coordinator.kv import KvStores
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.report import status_of
+from ckptd.coordinator.restoring import holder_in_use
 from ckptd.coordinator.state import Outcome, State, Target
 from ckptd.coordinator.tell import messages_for
 from ckptd.coordinator.trouble import troubles_of
@@ -168,6 +169,10 @@ class Engine:
                 self._say_settled(attempt, outcome)
             case Quarantined(seq):
                 self.events.add("quarantined", f"record {seq} is quarantined: it is not restored again")
+            case Pinned(seq, holder, done):
+                world = state.world
+                if done and world is not None and world.holder == holder:
+                    world.pinned = seq
         self._wake()
 
     def step(self) -> None:
@@ -199,6 +204,16 @@ class Engine:
     def heard_of_store(self, trouble: str | None) -> None:
         """What came of the last small write to the store."""
         self.state.hint_trouble = trouble
+
+    def pin_in_use(self) -> str | None:
+        """The holder of the pin of the restore that is under way or to come; None: no restore's pin is needed."""
+        return holder_in_use(self.state)
+
+    def passed(self) -> Generation | None:
+        """The generation before which every attempt is settled, as far as anybody who is left knows; None: nobody can tell."""
+        state, world = self.state, self.state.world
+        settled = world is not None and not any(id.generation < world.id for id in state.snapshots)
+        return world.id if world is not None and settled and (world.target or world.schedule) else None
 
     def blind(self) -> list[str]:
         """Silent members of the running generation."""

@@ -15,12 +15,14 @@ from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import Committer, take_office
 from ckptd.commit.patience import Patience
+from ckptd.commit.sweep import Collector
 from ckptd.coordinator.assembling import assembler
 from ckptd.coordinator.durable import Assemble, LogWorker
 from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.leader import announce, check_free
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.service import CoordinatorService, serve
+from ckptd.coordinator.tidy import Tidier
 from ckptd.errors import CkptdError, ConfigError, OfficeLostError
 from ckptd.model.ids import check_job
 from ckptd.model.keys import log_key
@@ -70,11 +72,14 @@ async def run_coordinator(
     await log.load()
     office = await take_office(log)
     genesis = digest(await store.get(log_key(job, 0))).encode()
-    worker = LogWorker(log, Committer(log, office), assemble or assembler(store, job), clock)
+    committer = Committer(log, office)
+    worker = LogWorker(log, committer, assemble or assembler(store, job), clock)
     woken = asyncio.Event()
     engine = Engine(office.epoch, options, worker, clock, woken.set)
     worker.report = engine.log_done
-    server, port = await serve(CoordinatorService(job, engine, options, genesis), bind, guard)
+    tidier = Tidier(log, committer, options.retention, engine.pin_in_use, clock)
+    collector = Collector(store, job, log, committer, options.grace_seconds, engine.passed, clock)
+    server, port = await serve(CoordinatorService(job, engine, options, genesis, committer.retire), bind, guard)
     host = bind.rpartition(":")[0]
     address = advertise or f"{host}:{port}"
     _log.info("in office", job=job, epoch=office.epoch, address=address, store=store.url)
@@ -83,6 +88,8 @@ async def run_coordinator(
     try:
         code = await _until_over(
             worker.run(),
+            tidier.run(),
+            collector.run(),
             announce(
                 store, job, address, office.epoch, options.lease_seconds, worker.check_office, clock, engine.heard_of_store
             ),

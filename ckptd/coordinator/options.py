@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Final
 
+from ckptd.commit.retention import Retention
 from ckptd.errors import ConfigError
 
-_MAY_BE_ZERO: Final = frozenset({"debounce_seconds", "join_seconds", "drain_seconds", "linger_seconds", "backoff_seconds"})
+_MAY_BE_ZERO: Final = frozenset(
+    {"debounce_seconds", "join_seconds", "drain_seconds", "linger_seconds", "backoff_seconds"}
+    | {"keep_last", "keep_every", "grace_seconds"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,11 @@ class CoordinatorOptions:
         last one is tried; after as many again the job stops. Too small: a passing trouble stops it; too large: a broken script
         burns on.
     backoff_seconds: the longest wait between two such worlds; the first waits are 0, 0, 1, 2, 4 s.
+    keep_last: so many newest checkpoints are kept, 0: all. Fewer: less storage; nothing older to go back to when the newest
+        turn out to be bad.
+    keep_every: besides, the first checkpoint of every so many steps is kept for ever, 0: none.
+    grace_seconds: from a checkpoint's retirement, or an attempt's end, to its deletion. Smaller: less storage; whoever reads
+        without a pin has less time. 300 s is about the longest that an upload given up by its daemon can still take to land.
     linger_seconds: how long a coordinator that ends with its job still answers late nodes.
     queue_messages: messages waiting for one node before its stream is dropped (it reconnects and learns all again).
     """
@@ -41,8 +50,16 @@ class CoordinatorOptions:
     drain_seconds: float = 30.0
     fruitless_generations: int = 5
     backoff_seconds: float = 30.0
+    keep_last: int = 5
+    keep_every: int = 0
+    grace_seconds: float = 300.0
     linger_seconds: float = 2.0
     queue_messages: int = 1000
+
+    @property
+    def retention(self) -> Retention:
+        """What is kept."""
+        return Retention(self.keep_last, self.keep_every)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -52,6 +69,7 @@ class CoordinatorOptions:
                 raise ConfigError(
                     f"{field.name} must be {'0 or more' if not least else 'above 0'} and below 10^9; got {value!r}"
                 )
+        _ = self.retention  # refuses what can't be
         if self.lease_seconds < 2 * self.heartbeat_seconds:
             raise ConfigError(
                 "lease_seconds must be at least two heartbeats, or one late message looks like silence"

@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
-from ckptd.coordinator.actions import Action, FailRestore, NameRestore, RestoreGo, Wait
+from ckptd.coordinator.actions import Action, FailRestore, NameRestore, PinRestore, RestoreGo, Wait
 from ckptd.coordinator.fruitless import loss, offered, spoiled, spoiled_diagnosis
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Rank, State, Target, World
+from ckptd.model.ids import Generation
+
+_HOLDER: Final = re.compile(r"restore-(\d{1,10})-\d{1,10}-\d{1,10}")
+
+
+def holder_of(epoch: int, generation: Generation) -> str:
+    """In whose name the office of ``epoch`` pins what a generation restores. No other pin may have such a name."""
+    return f"restore-{epoch}-{generation}"
+
+
+def epoch_of_holder(who: str) -> int | None:
+    """Whose restore's pin is it? None: no restore's."""
+    found = _HOLDER.fullmatch(who)
+    return None if found is None else int(found[1])
+
+
+def decide_pin(state: State) -> Iterator[Action]:
+    """Pin what the current generation will restore, before it is named (PROTOCOLS 4.7).
+
+    As soon as it is known, while the workers still start: so no restart waits for the record.
+    """
+    world, wanted = state.world, offered(state).seq
+    if world is None or world.broken or not world.whole or world.restore != "open" or world.target is not None:
+        return
+    if wanted is None or wanted == world.pinned or state.complete or _restored_long_ago(state, world):
+        return
+    if not state.log_busy and all(id.generation == world.id for id in state.snapshots):
+        yield PinRestore(wanted, holder_of(state.epoch, world.id))
+
+
+def holder_in_use(state: State) -> str | None:
+    """Whose pin must stay: that of the restore under way or to come."""
+    world = state.world
+    if world is None or world.broken or world.restore != "open" or state.complete or _restored_long_ago(state, world):
+        return None
+    return world.holder
+
+
+def _restored_long_ago(state: State, world: World) -> bool:
+    """Has it commits of its own? So it doesn't restore the last one, whose number it would be told.
+
+    When it was adopted, its ranks repeat that they asked, but those whose daemon is new do not: they would seem to train
+    without it.
+    """
+    return state.candidate_generation == world.id
 
 
 def decide_restore(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
@@ -17,14 +64,14 @@ def decide_restore(now: float, state: State, options: CoordinatorOptions) -> Ite
         return
     if not any(rank.asked for rank in world.ranks.values()):
         return
-    if world.target is None and state.candidate_generation == world.id:
-        # Adopted after its first commit: it has restored long ago, and not the commit that would be named now. Its ranks repeat
-        # that they asked, but those whose daemon is new do not: they would seem to train without it.
+    if world.target is None and _restored_long_ago(state, world):
         return
     if world.target is None:
         earlier = [id for id in state.snapshots if id.generation != world.id]
         if earlier or state.log_busy:
             yield Wait("restore", f"first {len(earlier)} attempts of earlier generations are committed or aborted")
+        elif offered(state).seq not in (None, world.pinned):
+            yield Wait("restore", f"first record {offered(state).seq} is pinned")
         else:
             target = offered(state)
             yield FailRestore(spoiled_diagnosis(state), None) if spoiled(state) else NameRestore(target, loss(state, target))

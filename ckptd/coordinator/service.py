@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc
@@ -13,12 +13,13 @@ from ckptd.coordinator.convert import node_of
 from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.events import Event
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.errors import ProtocolError
+from ckptd.errors import CkptdError, ProtocolError, UnavailableError
 from ckptd.rpc.access import Guard
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
 
 PROTOCOL_VERSION: Final = 1
+Retire = Callable[[int], Awaitable[int]]
 HELLO_SECONDS: Final = 10.0
 MAX_MESSAGE_BYTES: Final = 64 << 20
 MAX_FOLLOWERS: Final = 32
@@ -53,14 +54,15 @@ class StreamLink:
 
 
 class CoordinatorService(rpc.CoordinatorServicer):
-    """The servicer of one job. ``genesis`` is the hash of log record 0."""
+    """The servicer of one job. ``genesis`` is the hash of log record 0; ``retire`` retires a commit: Committer.retire."""
 
-    def __init__(self, job: str, engine: Engine, options: CoordinatorOptions, genesis: bytes) -> None:
+    def __init__(self, job: str, engine: Engine, options: CoordinatorOptions, genesis: bytes, retire: Retire) -> None:
         self._job = job
         self._engine = engine
         self._options = options
         self._genesis = genesis
         self._followers = 0
+        self._retire = retire
 
     async def Ping(self, request: pb.PingRequest, context: Any) -> pb.PingReply:  # noqa: N802 (gRPC's name)
         """Who is there?"""
@@ -93,6 +95,17 @@ class CoordinatorService(rpc.CoordinatorServicer):
     async def _check_job(self, job: str, context: Any) -> None:
         if job != self._job:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"this is the coordinator of job {self._job!r}, not of {job[:80]!r}")
+
+    async def Retire(self, request: pb.RetireRequest, context: Any) -> pb.RetireReply:  # noqa: N802 (gRPC's name)
+        """A user wants a commit to go. Answers when the record is in the log."""
+        await self._check_job(request.job, context)
+        try:
+            return pb.RetireReply(record=await self._retire(request.seq))
+        except UnavailableError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except CkptdError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        raise AssertionError("abort() raises")
 
     async def Attach(  # noqa: N802 (gRPC's name)
         self, request_iterator: AsyncIterator[pb.FromNode], context: Any

@@ -167,6 +167,8 @@ class World:
     lost: dict[str, str] = field(default_factory=dict)
     broken: str | None = None
     broken_seconds: float = 0.0
+    holder: str | None = None  # of the pin on what it is to restore
+    pinned: int | None = None
     target: Target | None = None
     restore: Literal["open", "go", "failed"] = "open"
     restore_failure: str = ""

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from ckptd.coordinator.convert import to_attempt, to_generation
-from ckptd.coordinator.durable import Quarantined, Settled, TailAbsent
-from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, QuarantineJob
+from ckptd.coordinator.durable import Pinned, Quarantined, Settled, TailAbsent
+from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, PinJob, QuarantineJob
 from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import NOTHING, Outcome, Target
@@ -48,6 +48,7 @@ class FakeLog:
     quarantined: set[int] = field(default_factory=set)
     jobs: deque[LogJob] = field(default_factory=deque)
     commits: list[CommitJob] = field(default_factory=list)
+    pins: list[tuple[int, str]] = field(default_factory=list)
     next_seq: int = 1
 
     def submit(self, job: LogJob) -> None:
@@ -96,6 +97,11 @@ class FakeLog:
             case QuarantineJob(seq, _):
                 self.quarantined.add(seq)
                 engine.log_done(Quarantined(seq))
+            case PinJob(seq, holder):
+                live = seq in self.committed.values() and seq not in self.quarantined
+                if live:
+                    self.pins.append((seq, holder))
+                engine.log_done(Pinned(seq, holder, live))
         return True
 
 

@@ -20,6 +20,20 @@ class PingReply(_message.Message):
     epoch: int
     def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class RetireRequest(_message.Message):
+    __slots__ = ("job", "seq")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    seq: int
+    def __init__(self, job: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class RetireReply(_message.Message):
+    __slots__ = ("record",)
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    record: int
+    def __init__(self, record: _Optional[int] = ...) -> None: ...
+
 class Generation(_message.Message):
     __slots__ = ("epoch", "n")
     EPOCH_FIELD_NUMBER: _ClassVar[int]

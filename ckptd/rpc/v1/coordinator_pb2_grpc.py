@@ -39,6 +39,11 @@ class CoordinatorStub(object):
                 request_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.PingRequest.SerializeToString,
                 response_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.PingReply.FromString,
                 _registered_method=True)
+        self.Retire = channel.unary_unary(
+                '/ckptd.v1.Coordinator/Retire',
+                request_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.RetireRequest.SerializeToString,
+                response_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.RetireReply.FromString,
+                _registered_method=True)
         self.Attach = channel.stream_stream(
                 '/ckptd.v1.Coordinator/Attach',
                 request_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.FromNode.SerializeToString,
@@ -61,6 +66,13 @@ class CoordinatorServicer(object):
 
     def Ping(self, request, context):
         """Who is there? Asked by starters before they take a job's office.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retire(self, request, context):
+        """Retire a commit for a user; seq is its number in the log, record that of its RETIRE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +105,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Ping,
                     request_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.PingRequest.FromString,
                     response_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.PingReply.SerializeToString,
+            ),
+            'Retire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retire,
+                    request_deserializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.RetireRequest.FromString,
+                    response_serializer=ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.RetireReply.SerializeToString,
             ),
             'Attach': grpc.stream_stream_rpc_method_handler(
                     servicer.Attach,
@@ -137,6 +154,33 @@ class Coordinator(object):
             '/ckptd.v1.Coordinator/Ping',
             ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.PingRequest.SerializeToString,
             ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.PingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ckptd.v1.Coordinator/Retire',
+            ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.RetireRequest.SerializeToString,
+            ckptd_dot_rpc_dot_v1_dot_coordinator__pb2.RetireReply.FromString,
             options,
             channel_credentials,
             insecure,
