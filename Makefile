@@ -35,7 +35,7 @@ servers: setup
 	@$(BIN)/python -m chaos.tools
 
 test: servers
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 demo: setup
 	$(BIN)/ckptd demo $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,15 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
         _note_skip(report.nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """In the process that leads several workers: what a worker skipped while collecting, only it has seen."""
+    _unlisted.extend(set(getattr(node, "workeroutput", {}).get("unlisted", ())) - set(_unlisted))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["unlisted"] = _unlisted
     if _unlisted and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

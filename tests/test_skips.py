@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(directory: Path, allowed: str) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, allowed: str, *options: str) -> subprocess.CompletedProcess[str]:
     tests = directory / "tests"
     tests.mkdir(exist_ok=True)
     (tests / "__init__.py").touch()
@@ -23,7 +23,7 @@ def run(directory: Path, allowed: str) -> subprocess.CompletedProcess[str]:
         "@pytest.mark.skip(reason='no device')\n"
         "def test_skipped(n): pass\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "tests"]
     return subprocess.run(command, cwd=directory, env={"PYTHONPATH": "."}, capture_output=True, text=True)
 
 
@@ -31,6 +31,14 @@ def test_an_unlisted_skip_fails_the_run(tmp_path: Path) -> None:
     done = run(tmp_path, "# nothing\n")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "not listed in tests/skips.txt: tests/test_it.py::test_skipped[1]" in done.stdout
+
+
+def test_a_module_skipped_by_a_worker_fails_the_run(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_other.py").write_text("import pytest\npytest.skip('not here', allow_module_level=True)\n")
+    done = run(tmp_path, "tests/test_it.py::test_skip*: needs a device\n", "-n", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "not listed in tests/skips.txt: tests/test_other.py" in done.stdout
 
 
 def test_a_listed_skip_is_fine(tmp_path: Path) -> None:
