@@ -9,9 +9,13 @@ import typer
 from ckptd.cli.coordinator import coordinator
 from ckptd.cli.daemon import daemon
 from ckptd.cli.demo import demo
+from ckptd.cli.gc import gc
 from ckptd.cli.ls import ls
+from ckptd.cli.pin import pin
+from ckptd.cli.retire import retire
 from ckptd.cli.run import run
 from ckptd.cli.status import status
+from ckptd.cli.unpin import unpin
 from ckptd.cli.verify import OptionalShare, verify
 from ckptd.errors import CkptdError, ConfigError, JobInUseError, StoreConfigError, UnsafeStoreError
 
@@ -26,6 +30,10 @@ app.command()(daemon)
 app.command()(coordinator)
 app.command()(ls)
 app.command()(status)
+app.command()(pin)
+app.command()(unpin)
+app.command()(retire)
+app.command()(gc)
 app.command(cls=OptionalShare)(verify)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(run)
 app.command()(demo)

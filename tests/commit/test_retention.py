@@ -12,7 +12,7 @@ from ckptd.commit.fold import EMPTY, State, fold, restore_candidate
 from ckptd.commit.retention import Retention, choose, next_to_retire
 from ckptd.errors import ConfigError
 from ckptd.model.ids import Attempt, Generation, Snapshot
-from ckptd.model.records import Body, Commit, Epoch, Office, Pin, Record, Retire
+from ckptd.model.records import Body, Commit, Epoch, Office, Pin, Record, Retire, Unpin
 from tests.commit.histories import random_history
 
 OFFICE = Office(1, "0" * 32)
@@ -20,7 +20,7 @@ HASH = "f" * 64
 
 
 def after(state: State, body: Body) -> State:
-    office = None if isinstance(body, Pin) else OFFICE
+    office = None if isinstance(body, Pin | Unpin) else OFFICE
     state, verdict = fold(state, Record(state.tail + 1, OFFICE.nonce, HASH, HASH, office, body))
     assert verdict.counted, verdict
     return state

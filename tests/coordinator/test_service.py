@@ -38,12 +38,14 @@ async def fake_assemble(attempt, world_size, parent, parts):
 
 
 @asynccontextmanager
-async def coordinator(store, **more: object) -> AsyncIterator[tuple[asyncio.Task[int], str]]:
+async def coordinator(
+    store, options: CoordinatorOptions = QUICK, **more: object
+) -> AsyncIterator[tuple[asyncio.Task[int], str]]:
     """A running one, and its address. Cancelled (as good as killed) at the end if it still runs."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     arguments = {"assemble": fake_assemble, **more}
     task = asyncio.create_task(
-        run_coordinator(store, "job", "127.0.0.1:0", QUICK, ready=ready.set_result, **arguments)  # type: ignore[arg-type]
+        run_coordinator(store, "job", "127.0.0.1:0", options, ready=ready.set_result, **arguments)  # type: ignore[arg-type]
     )
     await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_SECONDS)
     if task.done():
