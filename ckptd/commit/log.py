@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 import structlog
 
@@ -21,6 +22,7 @@ from ckptd.commit.state import MAX_STATE_BYTES, encode_state
 from ckptd.errors import (
     AlreadyExistsError,
     CkptdError,
+    CorruptError,
     LogTruncatedError,
     NotFoundError,
     OfficeLostError,
@@ -37,6 +39,11 @@ Decide = Callable[[State], Body | None]
 """What to append after this state, or None: nothing is left to do. Asked again whenever another's record came first."""
 
 _log = structlog.get_logger(__name__)
+
+_NEEDS_YOU: Final = (
+    "Nothing was written. Bring the missing or damaged objects back (bucket versions, a backup), and take"
+    " them out of the bucket's lifecycle rules; or begin anew under another job id"
+)
 
 
 class RecordRefusedError(CkptdError):
@@ -189,8 +196,12 @@ class CommitLog:
     def _advance(self, data: bytes) -> Verdict:
         """Fold the bytes that stand after the tail."""
         state = self.state
-        record = decode(state.tail + 1, data)
-        check_chain(state, record)
+        try:
+            record = decode(state.tail + 1, data)
+            check_chain(state, record)
+        except CorruptError as error:
+            key = log_key(self._job, state.tail + 1)
+            raise CorruptError(f"the commit log is damaged: {error} key={key} store={self._store.url}. {_NEEDS_YOU}") from None
         self._state, verdict = fold(state, record)
         return verdict
 
@@ -205,6 +216,14 @@ class CommitLog:
         return self._state if self._state is not None else await self._load(effort)
 
     async def _load(self, effort: Effort) -> State:
+        try:
+            return await self._find(effort)
+        except LogTruncatedError as error:
+            raise LogTruncatedError(f"the commit log is truncated: {error} store={self._store.url}. {_NEEDS_YOU}") from None
+        except CorruptError as error:
+            raise CorruptError(f"the commit log is damaged: {error} store={self._store.url}. {_NEEDS_YOU}") from None
+
+    async def _find(self, effort: Effort) -> State:
         seen: dict[int, bytes] = {}  # what is there stays there; what isn't may come
 
         async def get(seq: int) -> bytes | None:
@@ -220,11 +239,11 @@ class CommitLog:
             self._state = EMPTY
             return EMPTY
         if await get(0) is None:
-            raise LogTruncatedError(f"the commit log's first record is gone (a lifecycle rule on the bucket?) job={self._job}")
+            raise LogTruncatedError(f"its first record is gone key={log_key(self._job, 0)}")
         start = decode_hint(hint)
         while True:
-            tail = await find_tail(get, start)
-            state = await read_state(get, get_state, tail)
+            tail = await find_tail(get, self._job, start)
+            state = await read_state(get, get_state, self._job, tail)
             if state is not None:
                 self._state = state
                 return state

@@ -8,6 +8,7 @@ from typing import Final
 from ckptd.commit.fold import EMPTY, State, check_chain, fold
 from ckptd.commit.state import decode_state
 from ckptd.errors import CorruptError, LogTruncatedError
+from ckptd.model.keys import log_key, state_key
 from ckptd.model.records import GENESIS, MAX_NUMBER, canonical, decode, digest, is_number, parse_canonical
 
 MAX_HINT_BYTES: Final = 200
@@ -36,7 +37,7 @@ def decode_hint(data: bytes | None) -> int | None:
     return tail if isinstance(tail, int) and is_number(tail) else None
 
 
-async def find_tail(get: Get, hint: int | None) -> int:
+async def find_tail(get: Get, job: str, hint: int | None) -> int:
     """The number of the last record, given that record 0 is there: about 2 log4(n) + log2(n) reads, 8 with a fresh hint.
 
     Raises LogTruncatedError when the hint names a record that isn't there (LATEST is written after its record), or when one
@@ -44,14 +45,14 @@ async def find_tail(get: Get, hint: int | None) -> int:
     """
     low = hint or 0
     if await get(low) is None:
-        raise LogTruncatedError(f"the commit log once had a record that is gone (a lifecycle rule on the bucket?) seq={low}")
+        raise LogTruncatedError(f"it once had a record that is gone key={log_key(job, low)}")
     while True:
         low = await _boundary(get, low)
         if not await _anything_beyond(get, low + 1):
             return low
         # Either writers were faster than our reads, or record low + 1 is a hole.
         if await get(low + 1) is None:
-            raise LogTruncatedError(f"the commit log has later records but lacks one (deleted?) seq={low + 1}")
+            raise LogTruncatedError(f"it has later records but lacks this one key={log_key(job, low + 1)}")
 
 
 async def _boundary(get: Get, low: int) -> int:
@@ -78,36 +79,41 @@ async def _anything_beyond(get: Get, absent: int) -> bool:
     return False
 
 
-async def read_state(get: Get, get_state: GetState, tail: int) -> State | None:
+async def read_state(get: Get, get_state: GetState, job: str, tail: int) -> State | None:
     """The state after record ``tail``, from the folded state that the record names; checks both against the record before.
 
     None when ``tail`` isn't the tail any more and its folded state was collected: look for the tail again, from the next
     record on, which is there. Raises LogTruncatedError for a missing record, and for a missing folded state at the very tail,
     which nobody may collect; CorruptError when they don't fit together.
     """
-    data = await _present(get, tail)
-    record = decode(tail, data)
+    data = await _present(get, job, tail)
+    try:
+        record = decode(tail, data)
+    except CorruptError as error:
+        raise CorruptError(f"{error} key={log_key(job, tail)}") from None
     if tail == 0:
         before, previous = EMPTY, GENESIS
     else:
-        previous = digest(await _present(get, tail - 1))
+        previous = digest(await _present(get, job, tail - 1))
         found = await get_state(tail, record.state)
         if found is None:
             # Asked after the state was seen missing: whoever deleted it had seen later records before.
             if await get(tail + 1) is not None:
                 return None
-            raise LogTruncatedError(f"the folded state that a log record names is gone seq={tail} state={record.state}")
+            raise LogTruncatedError(
+                f"the folded state that record {tail} names is gone key={state_key(job, tail, record.state)}"
+            )
         if digest(found) != record.state:
-            raise CorruptError(f"a folded state doesn't match its name seq={tail} state={record.state}")
+            raise CorruptError(f"a folded state doesn't match its hash key={state_key(job, tail, record.state)}")
         before = decode_state(found)
     if before.tail != tail - 1 or before.last != previous:
-        raise CorruptError(f"a log record names the folded state of another history seq={tail} state={record.state}")
+        raise CorruptError(f"a log record names the folded state of another history key={log_key(job, tail)}")
     check_chain(before, record)
     return fold(before, record)[0]
 
 
-async def _present(get: Get, seq: int) -> bytes:
+async def _present(get: Get, job: str, seq: int) -> bytes:
     data = await get(seq)
     if data is None:
-        raise LogTruncatedError(f"the commit log lacks a record below its tail (a lifecycle rule on the bucket?) seq={seq}")
+        raise LogTruncatedError(f"it lacks a record below its tail key={log_key(job, seq)}")
     return data

@@ -172,7 +172,7 @@ class Link:
             mine = ""
         if mine != welcome.genesis.decode("ascii", "replace"):
             raise ConfigError(
-                f"daemon and coordinator look at different stores; give both the same --store"
+                f"daemon and coordinator look at different stores (or the first log record is gone); give both the same --store"
                 f" store={self._node.store.url} job={self._job}"
             )
 
