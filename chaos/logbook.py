@@ -49,9 +49,10 @@ class Story:
         """The step that this generation had to restore: that of the last commit of an earlier one; 0 without any.
 
         Exact, because a generation is told what to restore only when all earlier attempts are settled, and commits nothing
-        before it has been told.
+        before it has been told. What was retired since was the newest then: retention never retires the newest.
         """
-        return next((c.step for c in reversed(self.commits) if c.generation < generation and c.seq not in self.ended), 0)
+        before = (commit for commit in reversed(self.commits) if commit.generation < generation)
+        return next((commit.step for commit in before if self.ended.get(commit.seq) in (None, "RETIRE")), 0)
 
 
 def log_key(job: str, seq: int) -> str:
