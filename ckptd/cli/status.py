@@ -250,6 +250,7 @@ def _nodes(reply: pb.StatusReply) -> Table:
         durable = ""
         if report.HasField("newest"):
             durable = f"step {newest.step}, {decimal(newest.bytes)} in {duration(newest.staged_to_durable_seconds)}"
+            durable += f", training stood still {1000 * newest.stall_seconds:.1f} ms"
         uploads = "; ".join(_upload(upload) for upload in report.uploads)
         quiet = f" for {duration(node.silent_seconds)}" if node.state in ("blind", "silent") else ""
         training = bool(node.ranks)

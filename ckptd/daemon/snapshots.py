@@ -37,6 +37,7 @@ class SealedSlot:
     index: int
     items: list[Item]
     lengths: list[int]
+    stall_seconds: float
     release: Callable[[], None]
     tell: Callable[[int | None, str], None]  # (commit's log number or None, why it was given up)
     trainer_alive: Callable[[], bool]
@@ -160,6 +161,7 @@ class Snapshots:
             bytes=local.raw_bytes,
             staged_to_durable_seconds=now - local.staged,
             unix_seconds=time.time(),
+            stall_seconds=max((slot.stall_seconds for slot in local.slots.values()), default=0.0),
         )
         _log.info("durable", job=self._job, snapshot=str(local.id), seq=message.seq)
         for slot in local.slots.values():

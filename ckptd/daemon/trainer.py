@@ -186,7 +186,17 @@ class Trainer:
         def tell(seq: int | None, reason: str) -> None:
             self._peer.send(m.Aborted(message.step, reason) if seq is None else m.Durable(message.step, seq))
 
-        slot = SealedSlot(self.record.rank, hosted, index, self._items, message.lengths, release, tell, lambda: self.alive)
+        slot = SealedSlot(
+            self.record.rank,
+            hosted,
+            index,
+            self._items,
+            message.lengths,
+            message.stall_seconds,
+            release,
+            tell,
+            lambda: self.alive,
+        )
         self._job.snapshots.sealed(
             Snapshot(self.record.generation, message.step), slot, self._job.local_ranks(self.record.generation)
         )

@@ -148,6 +148,7 @@ class Checkpointer:
         Never waits for the daemon in a running training, and never raises because of it; only the first registration of the
         shared memory may (ResourceError when it doesn't fit).
         """
+        self._stager.entered_seconds = time.monotonic()
         self._complete(n)
         if not self._alive():
             return None
@@ -240,6 +241,7 @@ class Checkpointer:
         return self._save(state, step)
 
     def _save(self, state: Mapping[str, Any] | None, step: int) -> Handle:
+        self._stager.entered_seconds = time.monotonic()
         found = self._collect(state)
         try:
             self._member.join_or_refuse()

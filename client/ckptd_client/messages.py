@@ -167,12 +167,16 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Slot ``slot`` holds the whole state after ``step`` steps; ``lengths``: bytes of each object item, in item order."""
+    """Slot ``slot`` holds the whole state after ``step`` steps; ``lengths``: bytes of each object item, in item order.
+
+    ``stall_seconds``: how long training has stood still for it.
+    """
 
     layout: int
     slot: int
     step: int
     lengths: list[int]
+    stall_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class Stager:
         self._pending: Pending | None = None
         self._not_before = 0.0
         self.ever_registered = False
+        self.entered_seconds = 0.0  # when training was last stopped for us, on the monotonic clock
 
     def on_event(self, message: Message) -> None:
         """A slot is free again, or a snapshot has its outcome."""
@@ -166,7 +167,7 @@ class Stager:
         with self.changed:
             self.handles[step] = handle
         try:
-            self.session.send(Sealed(layout, slot, step, lengths))
+            self.session.send(Sealed(layout, slot, step, lengths, time.monotonic() - self.entered_seconds))
         except DaemonUnavailableError:
             with self.changed:
                 self.handles.pop(step, None)

@@ -195,16 +195,18 @@ class Upload(_message.Message):
     def __init__(self, step: _Optional[int] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Durable(_message.Message):
-    __slots__ = ("step", "bytes", "staged_to_durable_seconds", "unix_seconds")
+    __slots__ = ("step", "bytes", "staged_to_durable_seconds", "unix_seconds", "stall_seconds")
     STEP_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     STAGED_TO_DURABLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     step: int
     bytes: int
     staged_to_durable_seconds: float
     unix_seconds: float
-    def __init__(self, step: _Optional[int] = ..., bytes: _Optional[int] = ..., staged_to_durable_seconds: _Optional[float] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
+    stall_seconds: float
+    def __init__(self, step: _Optional[int] = ..., bytes: _Optional[int] = ..., staged_to_durable_seconds: _Optional[float] = ..., unix_seconds: _Optional[float] = ..., stall_seconds: _Optional[float] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("agent", "local_world_size", "min_nodes", "max_nodes", "after", "failure")
