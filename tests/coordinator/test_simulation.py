@@ -1,8 +1,9 @@
 """Seeded random histories: nodes come, die, freeze and come back, coordinators restart, the store goes away.
 
-The nodes here follow the protocol; their luck doesn't. Checked all along: generations only go up, none is formed with a dead
-node or below min_nodes, nothing is committed of which a rank is missing. In the end, once all is well again: a generation runs
-(I12).
+The nodes here follow the protocol; their luck doesn't: one is lost, or several at once, or one together with the coordinator.
+Checked all along: generations only go up, none is formed with a dead node or below min_nodes, nothing is committed of which a
+rank is missing; all ranks of a generation restore one commit (I5), none of a lower one commits after that (I10). In the end,
+once all is well again: a generation of all that are allowed runs, and commits (I12).
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from ckptd.model.ids import NO_GENERATION, Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from tests.coordinator.harness import OPTIONS, Bench, FakeNode
 
-MIN_NODES, MAX_NODES, NODES = 2, 3, 4
+SHAPES = ((2, 3, 4), (1, 3, 3), (3, 5, 6))  # (min_nodes, max_nodes, nodes), in turn over the seeds
 
 
 class SimNode:
     """A daemon with its agent and one worker, which survive streams and die together."""
 
-    def __init__(self, bench: Bench, name: str) -> None:
+    def __init__(self, bench: Bench, name: str, least: int, most: int) -> None:
         self.bench, self.link, self.alive, self.lives = bench, FakeNode(bench, name), False, 0
+        self.least, self.most = least, most
         bench.nodes[name] = self.link
         self.clear()
 
     def clear(self) -> None:
         self.place: tuple[Generation, int, int] | None = None
         self.step, self.sealed, self.stored, self.ranks, self.read = 0, set(), set(), {}, 0
-        self.restored, self.base, self.target = False, 0, 0
+        self.restored, self.base, self.after = False, 0, NO_GENERATION
 
     def start(self) -> None:
         self.clear()
@@ -49,7 +51,7 @@ class SimNode:
         self.link.connect()
         self.read = 0
         if self.place is None:
-            self.link.join(MIN_NODES, MAX_NODES, agent=f"{self.link.incarnation}-agent")
+            self.join()
         else:
             self.facts()
             self.link.beat(self.place[0], **{f"r{self.place[1]}": self.step})
@@ -61,16 +63,20 @@ class SimNode:
     def facts(self) -> None:
         assert self.place is not None
         generation, rank, size = self.place
-        self.link.member(generation, rank, size, 1, MIN_NODES, MAX_NODES)
+        self.link.member(generation, rank, size, 1, self.least, self.most)
         self.link.rank_up(
             generation, rank, size, process=f"{self.link.incarnation}-{generation}", ready=self.restored, base=self.base
         )
         self.link.say(restore_ask=pb.RestoreAsk(generation=to_generation(generation), rank=rank))
 
+    def join(self) -> None:
+        self.link.join(self.least, self.most, after=self.after, agent=f"{self.link.incarnation}-agent")
+
     def rejoin(self) -> None:
-        self.place = None
+        if self.place is not None:
+            self.after, self.place = self.place[0], None
         if self.link.up:
-            self.link.join(MIN_NODES, MAX_NODES, agent=f"{self.link.incarnation}-agent")
+            self.join()
 
     def react(self) -> bool:
         """Handle one message; False when there is none."""
@@ -128,10 +134,12 @@ class Simulation:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.bench = Bench(replace(OPTIONS, fruitless_generations=2 + seed % 4))
-        self.nodes = [SimNode(self.bench, name) for name in "abcd"[:NODES]]
+        self.least, self.most, nodes = SHAPES[seed % len(SHAPES)]
+        self.nodes = [SimNode(self.bench, name, self.least, self.most) for name in "abcdef"[:nodes]]
         self.highest = NO_GENERATION
         self.worlds: dict[Generation, int] = {}
         self.checked = 0
+        self.bases: dict[Generation, int] = {}
 
     def event(self) -> None:
         node, roll = self.chance.choice(self.nodes), self.chance.random()
@@ -140,6 +148,13 @@ class Simulation:
                 node.start()
         elif roll < 0.04:
             node.die()
+        elif roll < 0.05:
+            for lost in self.chance.sample(self.nodes, 2):
+                if lost.alive:
+                    lost.die()
+        elif roll < 0.06:
+            node.die()
+            self.restart()
         elif roll < 0.08 and node.link.up:
             node.link.disconnect()
         elif roll < 0.3 and not node.link.up:
@@ -178,15 +193,20 @@ class Simulation:
             self.highest = world.id
             self.worlds[world.id] = world.world_size
             if world.id.epoch == self.bench.epoch:
-                assert MIN_NODES <= len(world.members) <= MAX_NODES
+                assert self.least <= len(world.members) <= self.most
                 for name in world.members:
                     state = self.bench.engine.state.nodes[name]
                     assert now - state.last_heard_seconds < self.bench.options.lease_seconds + 8
+        restored = max(self.bases, default=NO_GENERATION)
         for job in self.bench.log.commits[self.checked :]:
+            assert job.attempt.snapshot.generation >= restored, "a generation that was replaced has committed"
             assert len(job.parts) == job.world_size == self.worlds[job.attempt.snapshot.generation]
         self.checked = len(self.bench.log.commits)
         steps = [(attempt.snapshot.generation, attempt.snapshot.step) for attempt in self.bench.log.committed]
         assert steps == sorted(steps), "the log's order is that of generations and steps"
+        for node in self.nodes:
+            if node.alive and node.restored and node.place is not None:
+                assert self.bases.setdefault(node.place[0], node.base) == node.base, "one restore, two commits"
 
     def heal(self) -> None:
         self.bench.log.away = False
@@ -206,7 +226,7 @@ class Simulation:
             self.drain()
             self.check()
         assert self.bench.running, self.bench.waits()
-        assert len(self.bench.engine.state.world.members) == MAX_NODES, self.bench.waits()
+        assert len(self.bench.engine.state.world.members) == self.most, self.bench.waits()
         assert len(self.bench.log.committed) > before, self.bench.waits()
 
 
