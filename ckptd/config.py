@@ -78,7 +78,7 @@ class CoordinatorSettings(_Section):
     restore_seconds: float = Field(600.0, gt=0, description="how long all ranks together may take to restore")
     keep_last: int = Field(5, ge=0, description="so many newest checkpoints are kept; 0: all of them")
     keep_every: int = Field(0, ge=0, description="besides, the first checkpoint of every so many steps is kept; 0: none")
-    grace_seconds: float = Field(300.0, ge=0, description="from a checkpoint's end to its deletion, by the store's clock")
+    grace_seconds: float = Field(60.0, ge=0, description="from a checkpoint's end to its deletion, by the store's clock")
     drain_seconds: float = Field(30.0, ge=0, description="how long a finished snapshot of a lost world may still be uploaded")
     fruitless_generations: int = Field(
         5, ge=1, le=1000, description="worlds in a row that may fail without a checkpoint; then one step back, then the end"

@@ -33,10 +33,10 @@ class CoordinatorOptions:
         burns on.
     backoff_seconds: the longest wait between two such worlds; the first waits are 0, 0, 1, 2, 4 s.
     keep_last: so many newest checkpoints are kept, 0: all. Fewer: less storage; nothing older to go back to when the newest
-        turn out to be bad.
+        turn out to be bad; with 1 there is never anything to step back to.
     keep_every: besides, the first checkpoint of every so many steps is kept for ever, 0: none.
-    grace_seconds: from a checkpoint's retirement, or an attempt's end, to its deletion. Smaller: less storage; whoever reads
-        without a pin has less time. 300 s is about the longest that an upload given up by its daemon can still take to land.
+    grace_seconds: from a checkpoint's retirement, or an attempt's end, to its deletion. Smaller: less storage, for what was
+        retired in the last so many seconds is still there; whoever reads without a pin has less time.
     linger_seconds: how long a coordinator that ends with its job still answers late nodes.
     queue_messages: messages waiting for one node before its stream is dropped (it reconnects and learns all again).
     """
@@ -52,7 +52,7 @@ class CoordinatorOptions:
     backoff_seconds: float = 30.0
     keep_last: int = 5
     keep_every: int = 0
-    grace_seconds: float = 300.0
+    grace_seconds: float = 60.0
     linger_seconds: float = 2.0
     queue_messages: int = 1000
 
