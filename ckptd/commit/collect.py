@@ -38,6 +38,7 @@ from ckptd.model.keys import (
 from ckptd.model.manifest import MAX_MANIFEST_BYTES, decode_manifest
 from ckptd.model.records import is_hash
 from ckptd.store.base import ObjectInfo, Store
+from ckptd.store.keys import is_key
 
 T = TypeVar("T")
 
@@ -181,6 +182,8 @@ async def make_plan(
         when = known[at] + grace_seconds
         wanted = when <= now or max_objects is None
         objects = await _objects(store, job, thing) if wanted else ()
+        if wanted and not objects:
+            continue  # nothing but an empty directory, or what isn't ours
         taken += len(objects)
         (due if when <= now else waiting).append(Item(thing, why, known[at], when, objects))
     for item in _states(state, present, grace_seconds, now):
@@ -255,4 +258,4 @@ async def _objects(store: Store, job: str, thing: Thing) -> tuple[ObjectInfo, ..
             found.append(await store.info(manifest_key(job, thing.manifest)))
         except NotFoundError:
             pass
-    return tuple(found)
+    return tuple(info for info in found if is_key(info.key))

@@ -125,6 +125,9 @@ class Collector:
                 _log.warning("nothing is collected for now", job=self._job, error=str(error))
             self._troubled = True
             return False
+        except Exception:
+            _log.exception("collection failed; training is not concerned, please report this", job=self._job)
+            return False
 
     async def round(self) -> bool:
         """Plan and delete a bounded amount; is there more to do at once? Raises what log and store raise."""

@@ -15,9 +15,14 @@ MAX_KEY_BYTES = 800
 
 def check_key(key: str) -> str:
     """Return ``key``, or raise ValueError: keys are computed by us, so a bad one is a bug and never a store's fault."""
-    if len(key) > MAX_KEY_BYTES or not _KEY.fullmatch(key):
+    if not is_key(key):
         raise ValueError(f"not a valid object key: {key[:120]!r}")
     return key
+
+
+def is_key(text: str) -> bool:
+    """Could it be an object's key? A listing may show what others have put there."""
+    return len(text) <= MAX_KEY_BYTES and _KEY.fullmatch(text) is not None
 
 
 def check_prefix(prefix: str) -> str:

@@ -414,6 +414,21 @@ async def test_grace_is_by_the_stores_clock() -> None:
     assert not store.wrong
 
 
+async def test_what_is_not_ours_is_left_alone() -> None:
+    store, log, committer, coordinator = await quiet()
+    for step in (10, 20):
+        await coordinator.attempt(committer, Attempt(Snapshot(Generation(1, 1), step), 0))
+    await committer.retire(1)
+    foreign = ["data/1-1.10.0/my notes.txt", "data/notes/x", "layout/old/x", "manifest/x", "state/x", f"manifest/{'0' * 64}"]
+    for name in foreign:
+        store.objects[f"{JOB}/{name}"] = b"mine"
+    plan = await make_plan(store, JOB, log.state, 0.0, {})
+    assert [len(item.objects) for item in plan.due] == [3] and not plan.unsettled
+    await execute(store, log, plan)
+    assert not (await make_plan(store, JOB, log.state, 0.0, {})).due
+    assert all(f"{JOB}/{name}" in store.objects for name in foreign)
+
+
 async def test_a_plan_that_the_log_does_not_bear_out_is_not_carried_out() -> None:
     store, log, committer, coordinator = await quiet()
     for step in (10, 20):
