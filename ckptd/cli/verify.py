@@ -21,7 +21,8 @@ from ckptd.commit.catalog import CatalogEntry, Status, catalog
 from ckptd.commit.log import CommitLog
 from ckptd.config import load_settings
 from ckptd.errors import ConfigError
-from ckptd.restore.verify import CheckpointReport, LogReport, verify_checkpoint, verify_log
+from ckptd.model.ids import Snapshot
+from ckptd.restore.verify import CheckpointReport, LogReport, sample, verify_checkpoint, verify_log
 from ckptd.store.base import Store
 
 LOG_RECORDS: Final = 1_000
@@ -87,12 +88,13 @@ async def _run(
     reports = []
     for entry in chosen:
         chance = random.Random(f"{seed}-{entry.seq}")  # noqa: S311 (a sample, no secret)
-        reports.append(await verify_checkpoint(store, job, entry, concurrency, share, chance, shown.advance))
+        commit = state.commits[entry.seq]
+        reports.append(await verify_checkpoint(store, job, commit, concurrency, sample(share, chance), shown.advance))
     if any(report.bad for report in reports):
         # What was retired while we read may be gone by right.
-        status = {entry.seq: entry.status for entry in catalog(await log.refresh())}
+        now = await log.refresh()
         for report in reports:
-            report.ended = status[report.entry.seq] != report.entry.status
+            report.ended = now.commits[report.entry.n] != report.entry
             if report.ended:
                 report.bad.clear()
     return log_report, reports
@@ -130,7 +132,7 @@ def _print(job: str, log: LogReport, reports: list[CheckpointReport], seed: int 
         read = f"{report.read_frames} ({decimal(report.read_bytes)})" if report.read_frames else "-"
         result = f"[red]{len(report.bad)} BAD[/red]" if report.bad else "ended meanwhile" if report.ended else "good"
         sizes = str(report.objects), decimal(report.stored_bytes), str(report.frames)
-        table.add_row(str(report.entry.seq), str(report.entry.step), report.entry.status, *sizes, read, result)
+        table.add_row(str(report.entry.n), str(_snapshot(report).step), _status(report), *sizes, read, result)
     console.print(table if reports else f"job {job} has no live checkpoint")
     if seed is not None:
         console.print(f"the frames were a random sample; --seed {seed} reads the same ones")
@@ -143,9 +145,18 @@ def _print(job: str, log: LogReport, reports: list[CheckpointReport], seed: int 
         )
     if any(report.bad for report in reports):
         console.print(
-            "Nothing was changed. A job that restores a damaged checkpoint quarantines it by itself and goes one back."
-            " Objects that you can bring back (bucket versions, a backup) make it good again."
+            "Nothing was changed. A job that restores a damaged checkpoint quarantines it by itself and goes one back;"
+            " `ckptd retire` puts it out of use now.",
+            " Objects that you can bring back (bucket versions, a backup) make it good again.",
         )
+
+
+def _snapshot(report: CheckpointReport) -> Snapshot:
+    return report.entry.attempt.snapshot
+
+
+def _status(report: CheckpointReport) -> str:
+    return "live" if report.entry.live else "quarantined"
 
 
 def _as_json(job: str, log: LogReport, reports: list[CheckpointReport], seed: int | None) -> dict[str, Any]:
@@ -160,10 +171,10 @@ def _as_json(job: str, log: LogReport, reports: list[CheckpointReport], seed: in
         },
         "checkpoints": [
             {
-                "seq": report.entry.seq,
-                "step": report.entry.step,
-                "generation": str(report.entry.generation),
-                "status": report.entry.status,
+                "seq": report.entry.n,
+                "step": _snapshot(report).step,
+                "generation": str(_snapshot(report).generation),
+                "status": _status(report),
                 "ended_meanwhile": report.ended,
                 "objects": report.objects,
                 "stored_bytes": report.stored_bytes,

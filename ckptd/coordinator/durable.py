@@ -17,6 +17,7 @@ from ckptd.commit.fold import restore_candidate
 from ckptd.commit.log import CommitLog, RecordRefusedError
 from ckptd.commit.office import Committer, pin
 from ckptd.commit.state import Entry
+from ckptd.coordinator.confirming import Confirm
 from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, PinJob, QuarantineJob
 from ckptd.coordinator.state import NOTHING, Outcome, Target
 from ckptd.errors import CkptdError, CorruptError, OfficeLostError, ResourceError, StoreError
@@ -44,9 +45,10 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """Commit ``seq`` is not offered any more."""
+    """Commit ``seq`` is not offered any more; or it is, because it is whole as seen from here: ``done`` is False then."""
 
     seq: int
+    done: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,13 @@ def _target(entry: Entry) -> Target:
 class LogWorker:
     """Runs log jobs in order. ``report`` gets every result; ``run`` raises OfficeLostError when we must step down."""
 
-    def __init__(self, log: CommitLog, committer: Committer, assemble: Assemble, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, log: CommitLog, committer: Committer, assemble: Assemble, confirm: Confirm, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._log = log
         self._committer = committer
         self._assemble = assemble
+        self._confirm = confirm
         self._clock = clock
         self._jobs: asyncio.Queue[LogJob] = asyncio.Queue()
         self.report: Callable[[LogResult], None] = lambda _result: None
@@ -141,7 +146,7 @@ class LogWorker:
             case AbortJob(attempt, reason):
                 return Settled(attempt, await self._abort(attempt, reason))
             case QuarantineJob(seq, reason):
-                return await self._quarantine(seq, reason)
+                return await self._quarantine_if_damaged(seq, reason)
             case PinJob(seq, holder):
                 return await self._pin(seq, holder)
 
@@ -185,6 +190,13 @@ class LogWorker:
                 raise CkptdError(f"the log refuses to abort {attempt}, and does not have it: {error}") from error
             return committed
         return Outcome(None, reason)
+
+    async def _quarantine_if_damaged(self, seq: int, reason: str) -> Quarantined:
+        found = await self._confirm(self._log.state.commits[seq], reason)
+        if found:
+            return await self._quarantine(seq, f"{reason}; found here: {found}")
+        _log.error("NOT QUARANTINED: a node calls a commit damaged that is whole as seen from here", seq=seq, says=reason)
+        return Quarantined(seq, done=False)
 
     async def _quarantine(self, seq: int, reason: str) -> Quarantined:
         try:

@@ -167,8 +167,13 @@ class Engine:
                     world.last_commit_seconds = now
                 _log.info("attempt settled", attempt=str(attempt), seq=outcome.seq, reason=outcome.reason)
                 self._say_settled(attempt, outcome)
-            case Quarantined(seq):
+            case Quarantined(seq, True):
                 self.events.add("quarantined", f"record {seq} is quarantined: it is not restored again")
+            case Quarantined(seq, False):
+                self.events.add("not quarantined", f"record {seq} was called damaged by a node, but is whole as seen from here")
+                world = state.world
+                if world is not None and world.spoilt and world.target is not None and world.target.seq == seq:
+                    world.spoilt = world.counted = False  # it failed for its own reasons, and counts
             case Pinned(seq, holder, done):
                 world = state.world
                 if done and world is not None and world.holder == holder:

@@ -17,6 +17,7 @@ from ckptd.commit.office import Committer, take_office
 from ckptd.commit.patience import Patience
 from ckptd.commit.sweep import Collector
 from ckptd.coordinator.assembling import assembler
+from ckptd.coordinator.confirming import confirmer
 from ckptd.coordinator.durable import Assemble, LogWorker
 from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.leader import announce, check_free
@@ -73,7 +74,7 @@ async def run_coordinator(
     office = await take_office(log)
     genesis = digest(await store.get(log_key(job, 0))).encode()
     committer = Committer(log, office)
-    worker = LogWorker(log, committer, assemble or assembler(store, job), clock)
+    worker = LogWorker(log, committer, assemble or assembler(store, job), confirmer(store, job), clock)
     woken = asyncio.Event()
     engine = Engine(office.epoch, options, worker, clock, woken.set)
     worker.report = engine.log_done

@@ -101,7 +101,7 @@ def starts(rank: Rank, target: Target | None) -> bool:
 def _failure(now: float, options: CoordinatorOptions, world: World, target: Target) -> FailRestore | None:
     for number, rank in sorted(world.ranks.items()):
         if rank.report is not None and rank.report.error:
-            reason = f"rank {number} could not restore step {target.step}: {rank.report.error}"
+            reason = f"rank {number} on node {rank.node} could not restore step {target.step}: {rank.report.error}"
             return FailRestore(reason, target.seq if rank.report.corrupt else None)
     if target.seq is None or world.reported_seconds is None:
         return None  # who only asks what there is may go on without it

@@ -46,7 +46,6 @@ class RankRecord:
     ready: bool
     asked: bool = False
     report: pb.RestoreReport | None = None
-    corrupt: bool = False
     finished: bool = False
     gone: str = ""
 

@@ -210,7 +210,7 @@ class Trainer:
         if not target.seq_plus_one:
             self._peer.send(m.RestoreInfo(request, generation, -1, 0, self.record.world_size, {}, {}, [], target.loss))
             return
-        with _noting_corruption(self.record, target):
+        with self._reading(target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
             store = self._job.node.data_store
             objects = await checkpoint.read_objects(store, self._job.name, -1)
@@ -235,37 +235,37 @@ class Trainer:
         def lend(ring: Ring | None) -> None:
             self._ring = ring
 
-        with _noting_corruption(self.record, target):
+        with self._reading(target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
             await self._job.restores.deliver(checkpoint, message.wants, self._peer, message.id, lend)
 
     async def _restore_report(self, message: m.RestoreReport) -> None:
         record = self.record
-        record.report = pb.RestoreReport(
-            generation=to_pb(record.generation), rank=record.rank, error=message.error[:4096], corrupt=record.corrupt
-        )
-        self._job.send(pb.FromNode(restore_report=record.report))
+        if record.report is None or not record.report.corrupt:
+            self._report(message.error, corrupt=False)
         await self._job.restores.outcome(record.generation)
         target = await self._job.restores.target(record.generation)
         record.base_seq, record.ready = target.seq_plus_one, True
         self._peer.send(m.Ok(message.id))
 
-
-@contextmanager
-def _noting_corruption(record: RankRecord, target: pb.RestoreTarget) -> Iterator[None]:
-    """Remember that stored bytes were wrong or missing: the coordinator then puts the checkpoint aside."""
-    try:
-        yield
-    except (CorruptError, NotFoundError) as error:
-        record.corrupt = True
-        _log.error(
-            "CHECKPOINT DAMAGED; no rank restores it, the one before is tried",
-            rank=record.rank,
-            step=target.step,
-            record=target.seq_plus_one - 1,
-            error=str(error),
+    def _report(self, error: str, corrupt: bool) -> None:
+        record = self.record
+        record.report = pb.RestoreReport(
+            generation=to_pb(record.generation), rank=record.rank, error=error[:4096], corrupt=corrupt
         )
-        raise
+        self._job.send(pb.FromNode(restore_report=record.report))
+
+    @contextmanager
+    def _reading(self, target: pb.RestoreTarget) -> Iterator[None]:
+        """Report at once that stored bytes are wrong or missing: the trainer, once told, may die without a word."""
+        try:
+            yield
+        except (CorruptError, NotFoundError) as error:
+            number, step = target.seq_plus_one - 1, target.step
+            what = "CHECKPOINT DAMAGED, as seen from here; if it is, all ranks restore the one before"
+            _log.error(what, rank=self.record.rank, step=step, record=number, error=str(error))
+            self._report(str(error), corrupt=True)
+            raise
 
 
 def _pair(record: RankRecord) -> tuple[int, int]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ckptd.commit.state import Entry
 from ckptd.errors import CorruptError, NotFoundError
 from ckptd.model.dtypes import OBJECT
-from ckptd.model.ids import Attempt
 from ckptd.model.index import Index, decode_index
 from ckptd.model.keys import index_key, layout_key, manifest_key
 from ckptd.model.layout import Layout, decode_layout
@@ -77,12 +77,12 @@ async def open_manifest(store: Store, job: str, manifest_hash: str) -> Manifest:
     return manifest
 
 
-def check_entry(manifest: Manifest, attempt: Attempt, parent: int | None) -> None:
+def check_entry(manifest: Manifest, entry: Entry) -> None:
     """Raise CorruptError unless the manifest says of itself what its COMMIT record says."""
-    if (manifest.attempt, manifest.parent) != (attempt, parent):
+    if (manifest.attempt, manifest.parent) != (entry.attempt, entry.parent):
         raise CorruptError(
             "a manifest is of another attempt or parent than its record says"
-            f" attempt={manifest.attempt} parent={manifest.parent} expected={attempt} parent={parent}"
+            f" attempt={manifest.attempt} parent={manifest.parent} expected={entry.attempt} parent={entry.parent}"
         )
 
 

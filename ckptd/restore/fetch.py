@@ -94,7 +94,7 @@ async def _fetch_range(
     for read in reads:
         stored = body[read.offset - start : read.offset - start + read.stored_bytes]
         buffer, memory = await acquire()
-        await in_threads(pool, [partial(_decode, checkpoint, read, stored, memory[: read.raw_bytes], key)])
+        await in_threads(pool, [partial(decode_frame, checkpoint, read, stored, memory[: read.raw_bytes], key)])
         deliver(buffer, read.copies)
 
 
@@ -107,7 +107,8 @@ def check_stored(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, key: s
     return where
 
 
-def _decode(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, destination: memoryview, key: str) -> None:
+def decode_frame(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, destination: memoryview, key: str) -> None:
+    """Decode a frame's stored bytes into ``destination``, verified before and after. Raises CorruptError."""
     row = checkpoint.index.frames[read.frame]
     where = check_stored(checkpoint, read, stored, key)
     try:

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from ckptd.commit.catalog import CatalogEntry
 from ckptd.commit.fold import EMPTY, State, fold
+from ckptd.commit.state import Entry
 from ckptd.errors import CorruptError, NotFoundError
 from ckptd.model.index import Index
 from ckptd.model.keys import index_key, layout_key, log_key, manifest_key, segment_key
 from ckptd.model.records import GENESIS, MAX_RECORD_BYTES, Record, decode, digest
 from ckptd.pipeline.threads import tasks
 from ckptd.restore.checkpoint import Checkpoint, check_entry, open_index, open_layout, open_manifest
-from ckptd.restore.fetch import check_stored, coalesce
+from ckptd.restore.fetch import check_stored, coalesce, decode_frame
 from ckptd.restore.plan import FrameRead, frame_reads
 from ckptd.store.base import Store
 
@@ -30,6 +30,9 @@ MAX_BAD: Final = 1000  # objects named per checkpoint
 _WINDOW: Final = 256
 T = TypeVar("T")
 R = TypeVar("R")
+
+# (index, keys of its segments) → numbers of frames
+Choose = Callable[[Index, Sequence[str]], Iterable[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class LogReport:
 class CheckpointReport:
     """What was looked at, and what is bad. ``ended``: retired or quarantined meanwhile, so its objects may go."""
 
-    entry: CatalogEntry
+    entry: Entry
     objects: int = 0
     stored_bytes: int = 0
     frames: int = 0
@@ -110,13 +113,13 @@ def _look(seq: int, body: bytes | None, previous: str | None) -> tuple[str, Reco
 async def verify_checkpoint(
     store: Store,
     job: str,
-    entry: CatalogEntry,
+    entry: Entry,
     concurrency: int,
-    share: float,
-    chance: random.Random,
-    seen: Callable[[int], object],
+    choose: Choose,
+    seen: Callable[[int], object] = lambda _: None,
+    decoded: bool = False,
 ) -> CheckpointReport:
-    """Check one commit; ``share`` of its frames (0: none, 1: all) are read, chosen with ``chance``, at least one.
+    """Check one commit and read the frames that ``choose`` picks: their stored hashes, and the raw ones too if ``decoded``.
 
     ``seen`` gets the bytes of each range once it is checked. Raises what the store raises, but for missing objects.
     """
@@ -143,14 +146,19 @@ async def verify_checkpoint(
     problems = await _each(range(len(keys)), sized, concurrency)
     report.bad += [Bad(key, problem) for key, problem in zip(keys, problems, strict=True) if problem][:MAX_BAD]
     gone = {row for row, problem in enumerate(problems) if problem == "is missing"}
-    reads = [read for read in _chosen(index, share, chance) if read.segment not in gone]
+    chosen = frame_reads(index, {frame: [] for frame in choose(index, keys)})
+    reads = [read for read in chosen if read.segment not in gone]
 
     async def check(frames: Sequence[FrameRead]) -> None:
         key, start, end = keys[frames[0].segment], frames[0].offset, frames[-1].offset + frames[-1].stored_bytes
         try:
             body = memoryview(await store.get(key, start, end))
             for read in frames:
-                check_stored(checkpoint, read, body[read.offset - start :][: read.stored_bytes], key)
+                stored = body[read.offset - start :][: read.stored_bytes]
+                if decoded:
+                    decode_frame(checkpoint, read, stored, memoryview(bytearray(read.raw_bytes)), key)
+                else:
+                    check_stored(checkpoint, read, stored, key)
         except NotFoundError:
             report.bad.append(Bad(key, "is missing"))
         except CorruptError as error:
@@ -169,7 +177,7 @@ async def _described(store: Store, job: str, report: CheckpointReport) -> Checkp
     report.objects += 1
     try:
         manifest = await open_manifest(store, job, report.entry.manifest)
-        check_entry(manifest, report.entry.attempt, report.entry.parent)
+        check_entry(manifest, report.entry)
     except CorruptError as error:
         report.bad.append(Bad(manifest_key(job, report.entry.manifest), str(error)))
         return None
@@ -186,14 +194,16 @@ async def _described(store: Store, job: str, report: CheckpointReport) -> Checkp
     return None if layout is None or index is None else Checkpoint(manifest, layout, index)
 
 
-def _chosen(index: Index, share: float, chance: random.Random) -> list[FrameRead]:
-    count = len(index.frames)
-    if share <= 0 or not count:
-        return []
-    wanted: Iterable[int] = range(count)
-    if share < 1:
-        wanted = chance.sample(range(count), max(1, round(count * share)))
-    return frame_reads(index, {frame: [] for frame in wanted})
+def sample(share: float, chance: random.Random) -> Choose:
+    """``share`` of all frames (0: none, 1: all), at least one, picked with ``chance``."""
+
+    def choose(index: Index, _keys: Sequence[str]) -> Iterable[int]:
+        count = len(index.frames)
+        if share >= 1 or not count:
+            return range(count)
+        return chance.sample(range(count), max(1, round(count * share))) if share > 0 else ()
+
+    return choose
 
 
 async def _each(things: Iterable[T], work: Callable[[T], Awaitable[R]], concurrency: int) -> list[R]:

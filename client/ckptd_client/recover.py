@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ckptd_client import rng
-from ckptd_client.errors import DaemonUnavailableError, RestoreError
+from ckptd_client.errors import CkptdError, DaemonUnavailableError, RestoreError
 from ckptd_client.member import Member
 from ckptd_client.messages import RestoreInfo
 from ckptd_client.restore import Targets, receive
@@ -36,6 +36,9 @@ def recover(
         info = member.ask()
     except DaemonUnavailableError as error:
         raise RestoreError(f"can't learn what to restore: {error}") from error
+    except CkptdError as error:
+        member.report(f"{type(error).__name__}: {error}")
+        raise
     progress = None
     try:
         if info.loss:

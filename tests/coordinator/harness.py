@@ -40,7 +40,7 @@ class HandClock:
 
 @dataclass
 class FakeLog:
-    """The log as a list; outlives coordinators. ``away``: jobs wait."""
+    """The log as a list; outlives coordinators. ``away``: jobs wait. ``whole``: nothing is damaged, whatever nodes say."""
 
     away: bool = False
     committed: dict[Attempt, int] = field(default_factory=dict)
@@ -50,6 +50,7 @@ class FakeLog:
     commits: list[CommitJob] = field(default_factory=list)
     pins: list[tuple[int, str]] = field(default_factory=list)
     next_seq: int = 1
+    whole: bool = False
 
     def submit(self, job: LogJob) -> None:
         self.jobs.append(job)
@@ -95,8 +96,9 @@ class FakeLog:
                 self.aborted[attempt] = reason
                 engine.log_done(Settled(attempt, Outcome(None, reason)))
             case QuarantineJob(seq, _):
-                self.quarantined.add(seq)
-                engine.log_done(Quarantined(seq))
+                if not self.whole:
+                    self.quarantined.add(seq)
+                engine.log_done(Quarantined(seq, not self.whole))
             case PinJob(seq, holder):
                 live = seq in self.committed.values() and seq not in self.quarantined
                 if live:

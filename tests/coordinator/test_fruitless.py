@@ -51,6 +51,15 @@ class Two:
         self.base = target.seq_plus_one
         return target
 
+    def restore_badly(self, error: str) -> None:
+        """Both take their places, and node b finds the checkpoint damaged."""
+        generation = self.bench.generation
+        for rank, node in enumerate(self.nodes):
+            node.member(generation, rank, 2, 1, 2, 2)
+            node.say(restore_ask=pb.RestoreAsk(generation=to_generation(generation), rank=rank))
+        report = pb.RestoreReport(generation=to_generation(generation), rank=1, error=error, corrupt=True)
+        self.b.say(restore_report=report)
+
     def fail(self, words: str = BOOM) -> None:
         """A worker of node a fails, and b's because of it."""
         generation = self.bench.generation
