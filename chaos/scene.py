@@ -26,7 +26,7 @@ POLL_SECONDS = 0.02
 JOB = "chaos"
 
 _RESTORED = re.compile(r"restored rank=(\d+) step=(\d+) world=(\d+) generation=(\d+)-(\d+) pid=(\d+)")
-_OFFER = re.compile(r"NameRestore\(target=Target\(seq=(\d+), step=(\d+), manifest='(\w+)'\)\)")
+_OFFER = re.compile(r"NameRestore\(target=Target\(seq=(\d+), step=(\d+), manifest='(\w+)'\), loss=.*\)")
 
 
 class ChaosError(DemoError):

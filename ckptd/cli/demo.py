@@ -87,8 +87,9 @@ def _print(console: Console, report: Report, options: Options) -> None:
     table.add_row("seconds from SIGKILL to detection", f"{report.detect_seconds:.2f}")
     table.add_row("seconds from SIGKILL to the first new step", f"{report.first_step_seconds:.2f}")
     table.add_row("checkpoints committed", str(report.checkpoints))
-    table.add_row("bytes of state in them, raw", f"{report.raw_bytes:,}")
-    table.add_row("bytes stored for them", f"{report.stored_bytes:,}")
+    table.add_row("checkpoints kept", str(report.kept))
+    table.add_row("bytes of state in those kept, raw", f"{report.raw_bytes:,}")
+    table.add_row("bytes stored for those kept", f"{report.stored_bytes:,}")
     console.print(table)
     for problem in report.problems[:20]:
         console.print(f"NOT AS PROMISED: {problem}", markup=False, style="bold red")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptd.commit.catalog import catalog
+from ckptd.commit.catalog import CatalogEntry, catalog
 from ckptd.commit.log import CommitLog
 from ckptd.demo.cluster import Cluster, Plan
 from ckptd.demo.process import DemoError, Output, Process
@@ -48,6 +48,7 @@ class Report:
     raw_bytes: int
     stored_bytes: int
     checkpoints: int
+    kept: int
 
 
 Say = Callable[[str], None]
@@ -131,10 +132,9 @@ class Story:
     def _wait_commit(self, count: int) -> None:
         self._cluster.output.wait_for(f"{count} committed checkpoints", lambda: len(self._commits()) >= count, _TRAIN_SECONDS)
 
-    def _commits(self) -> list[tuple[int, str]]:
-        """(step, manifest) of every live commit, read from the log in the store."""
-        state = asyncio.run(CommitLog(self._store, self._plan.job).load())
-        return [(entry.step, entry.manifest) for entry in catalog(state) if entry.status == "live"]
+    def _commits(self) -> list[CatalogEntry]:
+        """Every commit, whatever became of it, read from the log in the store."""
+        return list(catalog(asyncio.run(CommitLog(self._store, self._plan.job).load())))
 
     def _kill(self, name: str) -> float:
         node = self._cluster.node(name)
@@ -197,7 +197,9 @@ class Story:
         problems += self._left_behind()
         lost = max(step.step for step in steps if step.seconds <= killed_seconds) - (first.step - 1)
         manifests = [
-            decode_manifest(asyncio.run(self._store.get(manifest_key(self._plan.job, digest)))) for _, digest in commits
+            decode_manifest(asyncio.run(self._store.get(manifest_key(self._plan.job, entry.manifest))))
+            for entry in commits
+            if entry.status == "live"
         ]
         return Report(
             problems=problems,
@@ -207,6 +209,7 @@ class Story:
             raw_bytes=sum(manifest.raw_bytes for manifest in manifests),
             stored_bytes=sum(manifest.stored_bytes for manifest in manifests),
             checkpoints=len(commits),
+            kept=len(manifests),
         )
 
     def _newest_before(self, steps: list[Step]) -> list[int]:
