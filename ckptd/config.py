@@ -40,6 +40,9 @@ class ArenaSettings(_Section):
 
     directory: Path | None = Field(None, description="on tmpfs, mode 0700, one per daemon; default /dev/shm/ckptd-<uid>-<node>")
     limit_bytes: int = Field(1 << 40, ge=1 << 20, description="most shared memory of all trainers of this node together")
+    keep_seconds: float = Field(
+        3600.0, ge=0, description="how long what a dead trainer has sealed waits for its coordinator; it holds memory meanwhile"
+    )
     ring_bytes: int = Field(256 << 20, ge=8 << 20, description="most shared memory of one rank's restore ring")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import fields
 from typing import Annotated
@@ -13,6 +14,7 @@ from ckptd.cli.options import ConfigFile, ExitWithParent, JobId, StoreUrl, follo
 from ckptd.config import load_settings
 from ckptd.coordinator.main import run_coordinator
 from ckptd.coordinator.options import CoordinatorOptions
+from ckptd.notify import notifier
 from ckptd.observe import setup_logging
 from ckptd.rpc.access import Access, Guard, read_authorities, read_identity, read_token
 
@@ -40,13 +42,21 @@ def coordinator(
         **{field.name: getattr(chosen, field.name) for field in fields(CoordinatorOptions) if hasattr(chosen, field.name)}
     )
     guard = Guard(read_token(chosen.token_file), *read_identity(chosen.tls_cert_file, chosen.tls_key_file))
+    manager = notifier(os.environ)
+
+    def ready(address: str) -> None:
+        print(f"ckptd coordinator ready address={address}", flush=True)
+        manager.ready()
+        manager.status(f"in office for job {job}, at {address}")
+
     code = asyncio.run(
         run_coordinator(
             require_store(settings),
             job,
             chosen.bind,
             options,
-            ready=lambda address: print(f"ckptd coordinator ready address={address}", flush=True),
+            ready=ready,
+            alive=manager.alive,
             advertise=chosen.advertise,
             guard=guard,
             access=Access(guard.token, read_authorities(settings.daemon.tls_ca_file)),

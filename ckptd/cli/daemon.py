@@ -36,4 +36,11 @@ def daemon(
     )
     setup_logging(log_style(), part="daemon")
     store_ = require_store(settings)
-    asyncio.run(run_daemon(store_, settings, ready=lambda path: print(f"ckptd daemon ready socket={path}", flush=True)))
+    asyncio.run(
+        run_daemon(
+            store_,
+            settings,
+            ready=lambda path: print(f"ckptd daemon ready socket={path}", flush=True),
+            has_successor=not exit_with_parent,
+        )
+    )

@@ -48,6 +48,7 @@ async def run_coordinator(
     options: CoordinatorOptions,
     *,
     ready: Callable[[str], None],
+    alive: Callable[[], None] = lambda: None,
     advertise: str | None = None,
     guard: Guard = UNGUARDED,
     access: Access = OPEN,
@@ -59,8 +60,8 @@ async def run_coordinator(
     """Be the coordinator of ``job`` until SIGTERM, SIGINT, a lost office, or the job's end with ``exit_when_complete``.
 
     ``bind`` is host:port; ``guard`` says whom it lets in, ``access`` how it asks an earlier one; ``ready`` gets the address
-    that daemons use once it answers. Returns the process's exit code: 0, 1 when the job was
-    stopped by its failures (and that ends us), or 3 when another coordinator took office. Raises
+    that daemons use once it answers; ``alive`` is called at every turn of the loop that decides. Returns the process's exit
+    code: 0, 1 when the job was stopped by its failures (and that ends us), or 3 when another coordinator took office. Raises
     ConfigError, JobInUseError, UnsafeStoreError and what the store and the log raise before it serves.
     """
     check_job(job)
@@ -94,7 +95,7 @@ async def run_coordinator(
             announce(
                 store, job, address, office.epoch, options.lease_seconds, worker.check_office, clock, engine.heard_of_store
             ),
-            _decide_forever(engine, woken, options, clock),
+            _decide_forever(engine, woken, options, clock, alive),
             _ended(engine, woken, options, clock, exit_when_complete),
         )
         return FAILED if code == OK and exit_when_complete and engine.state.failed else code
@@ -146,12 +147,15 @@ async def _until_over(*parts: Coroutine[Any, Any, object]) -> int:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _decide_forever(engine: Engine, woken: asyncio.Event, options: CoordinatorOptions, clock: Clock) -> None:
+async def _decide_forever(
+    engine: Engine, woken: asyncio.Event, options: CoordinatorOptions, clock: Clock, alive: Callable[[], None]
+) -> None:
     """Decide after messages, and at least every tick, because time alone changes things."""
     tick = min(options.heartbeat_seconds, options.lease_seconds / 4) / 2
     while True:
         woken.clear()
         engine.step()
+        alive()
         waits = [asyncio.ensure_future(woken.wait()), asyncio.ensure_future(clock.sleep(tick))]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,8 @@
-"""Shared memory that the daemon owns: arenas and restore rings (PROTOCOLS 2)."""
+"""Shared memory that the daemon owns: arenas and restore rings (PROTOCOLS 2).
+
+An arena outlives its daemon twice: as a named file, and as a descriptor with the service manager where there is one. `recover`
+takes back what a predecessor left (docs/decisions/0007).
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,43 @@ import asyncio
 import fcntl
 import mmap
 import os
+import secrets
+import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
-from ckptd.errors import ConfigError, ResourceError
-from ckptd_client.arena import PAGE, SLOTS_MAX, Arena, arena_bytes
+from ckptd.errors import ConfigError, ProtocolError, ResourceError, VersionMismatchError
+from ckptd_client.arena import ID_BYTES, Arena, Shape, make_arena
 
 _SUFFIX = ".arena"
 _log = structlog.get_logger(__name__)
 
 
+class Keeper(Protocol):
+    """Who keeps descriptors for the next daemon: the service manager, or nobody (notify.py)."""
+
+    def keep(self, name: str, fd: int) -> None: ...
+
+    def let_go(self, name: str) -> None: ...
+
+
 class HostedArena:
     """An arena with its file. Freed when it is neither in use by a trainer nor held by a snapshot."""
 
-    def __init__(self, host: ArenaHost, path: Path, fd: int, slots: int, slot_bytes: int) -> None:
+    def __init__(self, host: ArenaHost, path: Path | None, fd: int, arena: Arena) -> None:
+        """``path`` is None when only the descriptor is left of it."""
         self._host = host
         self._path = path
         self.fd = fd
-        self.arena = Arena(fd, slots, slot_bytes)
-        self.arena.write_header()
-        self.size_bytes = arena_bytes(slots, slot_bytes)
-        self._users = 0
+        self.arena = arena
+        self.size_bytes = arena.shape.total_bytes
+        self._users = 1
 
     def hold(self) -> None:
         """One more user."""
@@ -41,7 +56,9 @@ class HostedArena:
         """One user less; the last one frees the memory (views still alive keep their pages until they go)."""
         self._users -= 1
         if self._users == 0:
-            self._path.unlink(missing_ok=True)
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+            self._host.keeper.let_go(self.arena.id)
             os.close(self.fd)
             self._host.give_back(self.size_bytes)
 
@@ -49,12 +66,13 @@ class HostedArena:
 class ArenaHost:
     """One directory on tmpfs, this daemon's alone, and the sum of what lies in it."""
 
-    def __init__(self, directory: Path, limit_bytes: int) -> None:
+    def __init__(self, directory: Path, limit_bytes: int, keeper: Keeper) -> None:
         """Take the directory. Raises ConfigError when it isn't ours, is shared with a living daemon or can't be made."""
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         self._lock_used = threading.Lock()
         self._directory = directory
+        self.keeper = keeper
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = directory.lstat()
@@ -68,19 +86,65 @@ class ArenaHost:
             ) from error
         except OSError as error:
             raise ConfigError(f"can't use arena.directory directory={directory} error={error}") from error
-        for stale in directory.glob(f"*{_SUFFIX}"):
-            stale.unlink(missing_ok=True)  # of a daemon that is dead; its trainers come with a new hello and get new ones
 
-    def create(self, slots: int, slot_bytes: int) -> HostedArena:
-        """Reserve, map and fault in a new arena, held once; blocks for 0.2–3 s per GiB. Raises ResourceError."""
-        if not 0 < slots <= SLOTS_MAX or slot_bytes <= 0 or slot_bytes % PAGE:
-            raise ResourceError(f"an arena can't have this shape slots={slots} slot_bytes={slot_bytes}")
-        size = arena_bytes(slots, slot_bytes)
-        path, fd = self._reserve(size)
-        hosted = HostedArena(self, path, fd, slots, slot_bytes)
-        hosted.arena.prefault()
-        hosted.hold()
-        return hosted
+    def recover(self, kept: Mapping[str, int]) -> list[HostedArena]:
+        """What a predecessor left in the directory, and with the service manager: ``kept`` are descriptors by name, ours now.
+
+        Each is held once. What is no arena (half made, or of an older ckptd) is removed; one of a newer ckptd is left alone.
+        """
+        found: dict[str, HostedArena] = {}
+        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError as error:
+                _log.warning("arena_unreadable", path=str(path), error=str(error))
+                continue
+            if not self._take_back(found, path, fd):
+                path.unlink(missing_ok=True)
+        for hosted in found.values():
+            if hosted.arena.id not in kept:
+                self.keeper.keep(hosted.arena.id, hosted.fd)
+        for name, fd in kept.items():
+            if name in found:
+                os.close(fd)  # its file is there
+            elif not self._take_back(found, None, fd):
+                self.keeper.let_go(name)
+        return list(found.values())
+
+    def _take_back(self, found: dict[str, HostedArena], path: Path | None, fd: int) -> bool:
+        """False when it may be removed."""
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ProtocolError("not a file")
+            arena = Arena(fd)
+            if arena.id in found:
+                raise ProtocolError("another file is this arena")
+        except VersionMismatchError as error:
+            _log.error("arena_of_a_newer_version", path=str(path), error=str(error))
+            os.close(fd)
+            return True
+        except (ProtocolError, OSError) as error:
+            _log.warning("arena_removed", path=str(path), error=str(error))
+            os.close(fd)
+            return False
+        found[arena.id] = HostedArena(self, path, fd, arena)
+        with self._lock_used:
+            self._used_bytes += arena.shape.total_bytes
+        return True
+
+    def create(self, slots: int, slot_bytes: int, objects: int, description: bytes) -> HostedArena:
+        """Reserve, map and fault in a new arena, held once; blocks for 0.2–3 s per GiB. Raises ResourceError.
+
+        ``objects``: how many lengths a slot has. ``description``: what the next daemon must know of it.
+        """
+        shape = Shape(slots, slot_bytes, objects, len(description))
+        if not shape.possible:
+            raise ResourceError(f"an arena can't have this shape {shape}")
+        path, fd = self._reserve(shape.total_bytes)
+        arena = make_arena(fd, secrets.token_bytes(ID_BYTES), shape, description)
+        arena.prefault()
+        self.keeper.keep(arena.id, fd)
+        return HostedArena(self, path, fd, arena)
 
     @asynccontextmanager
     async def ring(self, buffers: int, buffer_bytes: int) -> AsyncIterator[tuple[int, memoryview]]:
@@ -125,8 +189,9 @@ class ArenaHost:
         with self._lock_used:
             self._used_bytes -= size
 
-    def close(self) -> None:
-        """Remove what is left and let go of the directory."""
+    def close(self, remove: bool) -> None:
+        """Let go of the directory. What is left in it is removed, or stays for the next daemon."""
         for left in self._directory.glob(f"*{_SUFFIX}"):
-            left.unlink(missing_ok=True)
+            if remove:
+                left.unlink(missing_ok=True)
         os.close(self._lock)

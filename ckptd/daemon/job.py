@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import structlog
 
@@ -12,12 +12,15 @@ from ckptd.daemon.arenas import HostedArena
 from ckptd.daemon.link import Link
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
+from ckptd.daemon.process import Exit, Life
 from ckptd.daemon.ranks import RankRecord, Ranks, from_pb, snapshot_from_pb, to_pb
 from ckptd.daemon.report import REPORTED, troubles_to_pb
 from ckptd.daemon.restores import Restores
 from ckptd.daemon.snapshots import Snapshots
+from ckptd.daemon.tenants import Deed, Tenant, Tenants, recovered
 from ckptd.daemon.trainer import Trainer
-from ckptd.model.ids import Generation
+from ckptd.errors import ProtocolError
+from ckptd.model.ids import Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client import messages as m
 from ckptd_client.arena import Schedule
@@ -38,6 +41,7 @@ class Job:
         self.send = self._link.send
         self.snapshots = Snapshots(name, node, self.send)
         self._ranks = Ranks()
+        self.tenants = Tenants()
         self._trainers: dict[int, Trainer] = {}
         self._agent: Agent | None = None
         self._complete: m.Complete | None = None
@@ -60,6 +64,7 @@ class Job:
             hello.generation != (0, 0),
         )
         self._ranks.add(record)
+        self.tenants.replaced(record)
         trainer = Trainer(self, peer, record)
         self._trainers[id(trainer)] = trainer
         if len(self._trainers) == 1:
@@ -68,10 +73,64 @@ class Job:
         self.send(record.up())
         await trainer.run()
         del self._trainers[id(trainer)]
-        self.snapshots.trainer_gone(record.generation)
         await peer.exited.wait()
+        self.vacated(peer.process)
         if self._ranks.by_place.get((record.world_key, record.rank)) is record:
             record.gone = "the trainer's process ended"
+            self.send(record.lost())
+
+    def vacated(self, process: str) -> None:
+        """A process has ended, or writes nowhere any more."""
+        for tenant in self.tenants:
+            if tenant.deed.process == process:
+                tenant.end()
+        self.snapshots.trainer_gone()
+        self.tenants.tidy()
+
+    def take_in(self, tenant: Tenant, index: int, stall_seconds: float = 0.0) -> None:
+        """A slot is sealed. Raises ProtocolError when it isn't."""
+        slot = tenant.hosted.arena.look(index)
+        generation = Generation(*slot.generation)
+        local_ranks = self.local_ranks(generation)
+        self.snapshots.sealed(Snapshot(generation, slot.step), tenant, index, local_ranks, stall_seconds)
+
+    def recover(self, arenas: Sequence[tuple[HostedArena, Deed]]) -> None:
+        """Take over what an earlier daemon of this node left of this job."""
+        sealed = []
+        for hosted, deed in arenas:
+            tenant, pidfd = recovered(hosted, deed)
+            self.tenants.add(tenant)
+            sealed += [(tenant, index) for index in tenant.sealed_slots()]
+            if pidfd >= 0:
+                self.node.watch.spawn(self._watch_absent(tenant, Exit(pidfd)))
+        # Whose attempt number is known goes first: the others are of the same attempt.
+        for tenant, index in sorted(sealed, key=lambda pair: pair[0].hosted.arena.look(pair[1]).number is None):
+            try:
+                self.take_in(tenant, index)
+            except ProtocolError as error:
+                _log.error("sealed_slot_unreadable", job=self.name, rank=tenant.deed.rank, error=str(error))
+        for tenant in self.tenants:
+            if not tenant.alive:
+                self._lost_unseen(tenant)
+
+    async def _watch_absent(self, tenant: Tenant, end: Exit) -> None:
+        """Its trainer has not come to this daemon yet, and may end before it does."""
+        await end.event.wait()
+        self._lost_unseen(tenant)
+
+    def _lost_unseen(self, tenant: Tenant) -> None:
+        deed = tenant.deed
+        tenant.end()
+        tenant.retire()
+        self.snapshots.trainer_gone()
+        self.tenants.tidy()
+        known = self._ranks.by_place.get((deed.world_key, deed.rank))
+        if known is None or known.process == deed.process:
+            generation, _ = tenant.world
+            record = RankRecord(deed.world_key, deed.rank, deed.world_size, deed.process, generation, deed.base_seq, True)
+            record.gone = "the trainer's process ended"
+            record.finished = known is not None and known.finished
+            self._ranks.add(record)
             self.send(record.lost())
 
     async def agent(self, peer: Peer, generation: m.Gen) -> None:
@@ -109,23 +168,35 @@ class Job:
         """How many ranks of a generation run on this node."""
         if self._agent is not None and self._agent.world is not None and self._agent.generation == generation:
             return self._agent.world.local_world_size
-        return len(self._ranks.of(generation))
+        # After a restart trainers come back one by one: what their arenas say counts as well.
+        return max(len(self._ranks.of(generation)), self.tenants.local_ranks(generation))
 
-    async def make_arena(self, slots: int, slot_bytes: int) -> HostedArena:
-        """One at a time: the sum of all arenas is bounded. Raises ResourceError."""
+    async def make_arena(self, slots: int, slot_bytes: int, deed: Deed) -> HostedArena:
+        """One at a time: the sum of all arenas is bounded. Raises ResourceError, ProtocolError."""
         async with self._arena_lock:
-            return await asyncio.to_thread(self.node.arenas.create, slots, slot_bytes)
+            return await asyncio.to_thread(self.node.arenas.create, slots, slot_bytes, len(deed.objects), deed.encode())
+
+    def tidy(self, now: float) -> None:
+        """Let go of what nobody has asked for in `arena.keep_seconds`."""
+        before = now - self.node.settings.arena.keep_seconds
+        for tenant in self.tenants:
+            if tenant.life is Life.UNKNOWN and tenant.since_seconds < before:
+                tenant.end()
+        self.snapshots.give_up_before(before)
+        self.snapshots.trainer_gone()
+        self.tenants.tidy()
 
     @property
     def deserted(self) -> bool:
         """Nobody on this node needs it any more, and the coordinator has heard all that there was to say."""
         agents = self._agent is not None and not self._agent.peer.exited.is_set()
-        return not (self._trainers or agents) and self.snapshots.settled and self._link.connected
+        inhabited = any(tenant.alive for tenant in self.tenants)
+        return not (self._trainers or agents or inhabited) and self.snapshots.settled and self._link.connected
 
     async def close(self, drain_seconds: float) -> None:
-        """Finish uploads, say goodbye."""
+        """Finish uploads. Says goodbye only when nothing is left for the next daemon of this node."""
         await self.snapshots.drain(drain_seconds)
-        await self._link.close(self._running)
+        await self._link.close(self._running, goodbye=self.deserted)
         self.node.troubles.forget(self.name)
 
     # ---- to and from the coordinator

@@ -74,11 +74,12 @@ class Link:
         if self._queue.qsize() > _QUEUE:
             self._end_stream()  # too slow to be of use; the next stream begins with the facts
 
-    async def close(self, running: asyncio.Task[None]) -> None:
-        """End the stream with a goodbye, if it is up, and the task that runs it."""
+    async def close(self, running: asyncio.Task[None], goodbye: bool) -> None:
+        """End the stream, if it is up, and the task that runs it. Without ``goodbye`` another daemon is awaited here."""
         self._closing = True
         if self._queue is not None:
-            self.send(pb.FromNode(goodbye=pb.Goodbye(reason="the daemon was told to stop")))
+            if goodbye:
+                self.send(pb.FromNode(goodbye=pb.Goodbye(reason="the daemon was told to stop")))
             self._end_stream()
             await asyncio.wait([running], timeout=_GOODBYE_SECONDS)
         running.cancel()

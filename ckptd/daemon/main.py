@@ -18,6 +18,7 @@ from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.daemon.node import Node, Watch
 from ckptd.daemon.server import Server, listen
+from ckptd.notify import feed, kept_descriptors, notifier
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access, read_authorities, read_token
 from ckptd.store.base import Store
@@ -30,18 +31,20 @@ from ckptd_client.wire import default_socket
 _log = structlog.get_logger(__name__)
 
 
-async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], None]) -> None:
+async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], None], *, has_successor: bool = True) -> None:
     """Serve on the store ``bare`` until SIGTERM or SIGINT, then finish uploads within `drain_seconds`.
 
-    Raises ConfigError (socket, arena directory, settings), StoreConfigError (URL, bucket, credentials).
+    What an earlier daemon left in the arenas is taken over first; what is not done at the end is left for the next one, unless
+    there won't be any. Raises ConfigError (socket, arena directory, settings), StoreConfigError (URL, bucket, credentials).
     """
     daemon = settings.daemon
+    manager, kept = notifier(os.environ), kept_descriptors(os.environ)
     await check_store(bare)
     path = daemon.socket or default_socket()
     sock = listen(path)
     try:
         arenas = ArenaHost(
-            settings.arena.directory or Path(f"/dev/shm/ckptd-{os.getuid()}-{daemon.node}"), settings.arena.limit_bytes
+            settings.arena.directory or Path(f"/dev/shm/ckptd-{os.getuid()}-{daemon.node}"), settings.arena.limit_bytes, manager
         )
         troubles = Troubles()
         node = Node(
@@ -70,24 +73,39 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
             started=SYSTEM_CLOCK.monotonic(),
         )
         server = Server(node, sock)
+        server.recover(arenas.recover(kept))
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         _log.info("daemon_ready", node=node.name, socket=str(path), store=bare.url)
         ready(path)
+        manager.ready()
         serving = node.watch.spawn(server.serve())
         tidying = node.watch.spawn(server.forget_deserted())
+        feeding = node.watch.spawn(feed(manager, asyncio.sleep, lambda: _threads_turn(node.pool)))
         node.watch.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
         _log.info("daemon_stopping", node=node.name)
+        manager.stopping()
         serving.cancel()
         tidying.cancel()
         await server.close()
+        feeding.cancel()
         if node.watch.failed.done():
             await node.watch.failed  # raises what failed
         node.pool.shutdown()
-        arenas.close()
+        arenas.close(remove=not has_successor)
         await bare.close()
     finally:
         sock.close()
         path.unlink(missing_ok=True)
+
+
+async def _threads_turn(pool: ThreadPoolExecutor) -> None:
+    """Returns when the threads that encode, and those that do all else, have taken a piece of work."""
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(loop.run_in_executor(pool, _nothing), loop.run_in_executor(None, _nothing))
+
+
+def _nothing() -> None:
+    pass

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 
+from ckptd.daemon.process import Exit, process_identity
 from ckptd.errors import ProtocolError
 from ckptd_client.errors import CkptdError, DaemonUnavailableError
 from ckptd_client.messages import Failed, Message
@@ -14,25 +15,16 @@ from ckptd_client.wire import Connection
 _QUEUE = 1024
 
 
-def process_identity(pidfd: int) -> str:
-    """A name for the process behind a pidfd that no other process of this node's life shares, as far as the kernel tells."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as info:
-        pid = next((line.split()[1] for line in info if line.startswith("Pid:")), "-1")
-    return f"{pid}.{os.fstat(pidfd).st_ino}"
-
-
 class Peer:
     """A connected trainer or agent."""
 
     def __init__(self, connection: Connection, pidfd: int) -> None:
         self._connection = connection
-        self.pidfd = pidfd
         self.process = process_identity(pidfd)
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue(_QUEUE)
-        self.exited = asyncio.Event()
+        self.exited = Exit(pidfd).event
         self.closed = False
-        self._loop.add_reader(pidfd, self._on_exit)
 
     def start(self) -> None:
         """Begin to read."""
@@ -72,8 +64,3 @@ class Peer:
             pass  # the peer hung up, or talked nonsense, or we are ending: in each case this conversation is over
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._inbox.put(None), self._loop)
-
-    def _on_exit(self) -> None:
-        self._loop.remove_reader(self.pidfd)
-        os.close(self.pidfd)
-        self.exited.set()

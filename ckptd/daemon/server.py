@@ -7,19 +7,31 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 
 import structlog
 
+from ckptd.daemon.arenas import HostedArena
 from ckptd.daemon.job import Job
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
 from ckptd.daemon.report import daemon_status
-from ckptd.errors import CkptdError, ConfigError
+from ckptd.daemon.tenants import Deed, read_deed
+from ckptd.errors import CkptdError, ConfigError, ProtocolError, VersionMismatchError
 from ckptd.model.ids import check_job
 from ckptd.troubles import Trouble
 from ckptd_client.errors import DaemonUnavailableError
-from ckptd_client.messages import PROTOCOL_VERSION, ROLES, Hello, Refused, StatusAsk, StatusInfo, Welcome
+from ckptd_client.messages import (
+    PROTOCOL_VERSION,
+    ROLES,
+    Hello,
+    Refused,
+    StatusAsk,
+    StatusInfo,
+    Welcome,
+    different_versions,
+)  # fmt: skip
 from ckptd_client.wire import Connection, dial
 
 _log = structlog.get_logger(__name__)
@@ -84,6 +96,24 @@ class Server:
             self._conversations.add(task)
             task.add_done_callback(self._conversations.discard)
 
+    def recover(self, arenas: list[HostedArena]) -> None:
+        """Take over what an earlier daemon of this node left, before anybody connects."""
+        found: dict[str, list[tuple[HostedArena, Deed]]] = {}
+        for hosted in arenas:
+            try:
+                deed = read_deed(hosted)
+                found.setdefault(check_job(deed.job), []).append((hosted, deed))
+            except (ProtocolError, ConfigError) as error:
+                _log.error("arena_removed", arena=hosted.arena.id, error=str(error))
+                hosted.drop()
+        for name, theirs in found.items():
+            self._job(name).recover(theirs)
+
+    def _job(self, name: str) -> Job:
+        if name not in self._jobs:
+            self._jobs[name] = Job(name, self._node)
+        return self._jobs[name]
+
     async def close(self) -> None:
         """Drain all jobs, then end all conversations."""
         seconds = self._node.settings.daemon.drain_seconds
@@ -111,22 +141,12 @@ class Server:
             return
         except (CkptdError, OSError) as error:
             _log.warning("refused", error=str(error))
+            code = "version" if isinstance(error, VersionMismatchError) else "protocol"
             with contextlib.suppress(CkptdError):
-                connection.send(Refused(PROTOCOL_VERSION, "protocol", str(error)))
+                connection.send(Refused(PROTOCOL_VERSION, code, str(error)))
             connection.close()
             return
-        if hello.protocol != PROTOCOL_VERSION:
-            text = (
-                f"this daemon speaks protocol {PROTOCOL_VERSION}, the client {hello.protocol};"
-                " install the same version of ckptd and ckptd-client and restart the older one"
-            )
-            connection.send(Refused(PROTOCOL_VERSION, "version", text))
-            connection.close()
-            os.close(pidfd)
-            return
-        job = self._jobs.get(hello.job)
-        if job is None:
-            job = self._jobs[hello.job] = Job(hello.job, self._node)
+        job = self._job(hello.job)
         peer = Peer(connection, pidfd)
         peer.send(Welcome(PROTOCOL_VERSION, self._node.name, self._node.incarnation))
         peer.start()
@@ -137,6 +157,8 @@ class Server:
         while True:
             quiet = {name for name, job in self._jobs.items() if job.deserted}
             await asyncio.sleep(_DESERTED_SECONDS)
+            for job in self._jobs.values():
+                job.tidy(time.monotonic())
             for name in [name for name in quiet if name in self._jobs and self._jobs[name].deserted]:
                 _log.info("job_forgotten", job=name)
                 await self._jobs.pop(name).close(0)
@@ -161,9 +183,11 @@ class Server:
             return None
         for extra in fds[1:]:
             os.close(extra)
-        if not isinstance(message, Hello) or message.role not in ROLES or not fds:
+        if not isinstance(message, Hello) or message.role not in ROLES or message.protocol != PROTOCOL_VERSION or not fds:
             for fd in fds[:1]:
                 os.close(fd)
+            if isinstance(message, Hello) and message.protocol != PROTOCOL_VERSION:
+                raise VersionMismatchError(different_versions(message.protocol))
             raise ConfigError("a conversation begins with Hello and a pidfd")
         check_job(message.job)
         if not 0 <= message.rank < message.world_size <= 1 << 20 and message.role == "trainer":

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from ckptd.daemon.arenas import HostedArena
 from ckptd.daemon.node import Node
 from ckptd.daemon.ranks import snapshot_from_pb, snapshot_to_pb
+from ckptd.daemon.tenants import Tenant
 from ckptd.errors import CkptdError
-from ckptd.model.ids import Attempt, Generation, Snapshot
+from ckptd.model.ids import Attempt, Snapshot
 from ckptd.pipeline.write import RankSource, write_part
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client.arena import FREE, HELD
-from ckptd_client.messages import Item
+from ckptd_client.messages import Aborted, Durable
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED = 64  # given-up snapshots whose next attempt number is known; far more than can be open
@@ -30,33 +29,42 @@ _MISSED_IN_A_ROW = 3
 
 @dataclass(slots=True)
 class SealedSlot:
-    """One rank's share. ``release`` gives the slot back to its trainer, if that still lives."""
+    """One rank's share, in its tenant's arena."""
 
-    rank: int
-    hosted: HostedArena
+    tenant: Tenant
     index: int
-    items: list[Item]
+    step: int
     lengths: list[int]
-    stall_seconds: float
-    release: Callable[[], None]
-    tell: Callable[[int | None, str], None]  # (commit's log number or None, why it was given up)
-    trainer_alive: Callable[[], bool]
+    stall_seconds: float  # how long training stood still for it; 0 when an earlier daemon was told
+
+    @property
+    def rank(self) -> int:
+        """Whose it is."""
+        return self.tenant.deed.rank
 
     def source(self) -> RankSource:
         """What the pipeline reads."""
-        return RankSource(self.rank, self.items, self.lengths, self.hosted.arena.slot(self.index))
+        slot = self.tenant.hosted.arena.slot(self.index)
+        return RankSource(self.rank, self.tenant.deed.items, self.lengths, slot)
+
+    def committed(self, seq: int) -> None:
+        """It is durable. Written down first, so that a next daemon doesn't upload it again."""
+        self.tenant.hosted.arena.note_commit(self.index, seq)
+        self.tenant.tell(Durable(self.step, seq))
+
+    def aborted(self, reason: str) -> None:
+        """It was given up."""
+        self.tenant.tell(Aborted(self.step, reason))
 
     @property
     def raw_bytes(self) -> int:
         """Of the state in it."""
         objects = sum(self.lengths)
-        return objects + sum(item.capacity for item in self.items if item.kind != "object")
+        return objects + sum(item.capacity for item in self.tenant.deed.items if item.kind != "object")
 
     def free(self) -> None:
         """Give the slot and its hold on the arena back."""
-        self.hosted.arena.mark(self.index, FREE, (0, 0), 0)
-        self.release()
-        self.hosted.drop()
+        self.tenant.give_back(self.index)
 
 
 @dataclass(slots=True)
@@ -69,10 +77,20 @@ class LocalSnapshot:
     missed: dict[int, str] = field(default_factory=dict)
     upload: asyncio.Task[None] | None = None
     part: bytes | None = None
-    committed: bool = False
     staged: float = 0.0  # on the monotonic clock, when all ranks of this node had sealed
     stored_bytes: int = 0  # raw bytes that are in the store
     missing_said: bool = False
+    seq: int | None = None  # of its commit
+
+    @property
+    def committed(self) -> bool:
+        """Is it durable?"""
+        return self.seq is not None
+
+    @property
+    def trainers_alive(self) -> bool:
+        """Does any trainer live whose share it is?"""
+        return any(slot.tenant.alive for slot in self.slots.values())
 
     @property
     def attempt(self) -> Attempt:
@@ -125,17 +143,26 @@ class Snapshots:
         self._missed_in_a_row = 0
         self.newest: pb.Durable | None = None
 
-    def sealed(self, snapshot: Snapshot, slot: SealedSlot, local_ranks: int) -> None:
-        """A rank sealed its share; ``local_ranks`` is how many ranks of that generation this node has."""
-        slot.hosted.hold()
-        local = self._local(snapshot)
+    def sealed(self, snapshot: Snapshot, tenant: Tenant, index: int, local_ranks: int, stall_seconds: float) -> None:
+        """A rank sealed its share, now or for an earlier daemon; ``local_ranks`` of that generation are on this node.
+
+        Raises ProtocolError when the slot isn't sealed.
+        """
+        tenant.take(index)
+        marks = tenant.hosted.arena.look(index)
+        slot = SealedSlot(tenant, index, snapshot.step, marks.lengths, stall_seconds)
+        local = self._local(snapshot, marks.number)
         if slot.rank in local.slots or local.upload is not None:
             _log.warning("sealed_twice", job=self._job, snapshot=str(snapshot), rank=slot.rank)
-            slot.tell(None, "this step was already saved in this world")
+            slot.aborted("this step was already saved in this world")
             slot.free()
             return
-        slot.hosted.arena.mark(slot.index, HELD, (snapshot.generation.epoch, snapshot.generation.n), snapshot.step)
+        tenant.hosted.arena.hold(index, local.number)
         local.slots[slot.rank] = slot
+        seq = local.seq if marks.seq is None else marks.seq
+        if seq is not None:
+            self._committed(local, seq)
+            return
         self._send(local.sealed(slot.rank))
         if len(local.slots) >= local_ranks:
             local.staged = time.monotonic()
@@ -154,7 +181,6 @@ class Snapshots:
         local = self._all.get(snapshot_from_pb(message.attempt.snapshot))
         if local is None or local.committed or local.number != message.attempt.number:
             return
-        local.committed = True
         now = time.monotonic()
         self.newest = pb.Durable(
             step=local.id.step,
@@ -164,9 +190,13 @@ class Snapshots:
             stall_seconds=max((slot.stall_seconds for slot in local.slots.values()), default=0.0),
         )
         _log.info("durable", job=self._job, snapshot=str(local.id), seq=message.seq)
+        self._committed(local, message.seq)
+
+    def _committed(self, local: LocalSnapshot, seq: int) -> None:
+        local.seq = seq
         for slot in local.slots.values():
-            slot.tell(message.seq, "")
-        if not any(slot.trainer_alive() for slot in local.slots.values()):
+            slot.committed(seq)
+        if not local.trainers_alive:
             self._free(local)
 
     def aborted(self, message: pb.Aborted) -> None:
@@ -180,7 +210,7 @@ class Snapshots:
             return
         _log.warning("aborted", job=self._job, snapshot=str(local.id), reason=message.reason)
         for slot in local.slots.values():
-            slot.tell(None, message.reason)
+            slot.aborted(message.reason)
         self._free(local)
 
     def _taken(self) -> None:
@@ -217,10 +247,17 @@ class Snapshots:
         for local in [local for local in self._all.values() if local.id < snapshot and local.committed]:
             self._free(local)
 
-    def trainer_gone(self, generation: Generation) -> None:
-        """A trainer died: committed snapshots of its generation serve nobody any more from here."""
-        for local in [local for local in self._all.values() if local.id.generation == generation and local.committed]:
-            if not any(slot.trainer_alive() for slot in local.slots.values()):
+    def trainer_gone(self) -> None:
+        """A trainer's process ended: committed snapshots of the dead serve nobody any more from here."""
+        for local in [local for local in self._all.values() if local.committed and not local.trainers_alive]:
+            self._free(local)
+
+    def give_up_before(self, seconds: float) -> None:
+        """Of snapshots whose trainers all ended before this time, and whose coordinator has not spoken since, nobody asks."""
+        for local in list(self._all.values()):
+            tenants = [slot.tenant for slot in local.slots.values()]
+            if tenants and not local.trainers_alive and max(tenant.since_seconds for tenant in tenants) < seconds:
+                _log.error("sealed_snapshot_given_up", job=self._job, snapshot=str(local.id), why="no coordinator, no trainer")
                 self._free(local)
 
     def facts(self) -> Iterator[pb.FromNode]:
@@ -229,18 +266,21 @@ class Snapshots:
             yield from local.facts()
 
     async def drain(self, seconds: float) -> None:
-        """Let running uploads end, for at most so long; then stop them."""
-        uploads = [local.upload for local in self._all.values() if local.upload is not None and not local.upload.done()]
+        """Let running uploads end, for at most so long; then stop them. What is sealed stays so, for the next daemon."""
+        uploads = self._uploads()
         if uploads:
             await asyncio.wait(uploads, timeout=seconds)
-        for local in list(self._all.values()):
-            self._free(local)
-        if self._frees:
-            await asyncio.wait(self._frees)
+        for upload in self._uploads():
+            upload.cancel()
+        if waits := [*self._uploads(), *self._frees]:
+            await asyncio.wait(waits)
 
-    def _local(self, snapshot: Snapshot) -> LocalSnapshot:
+    def _uploads(self) -> list[asyncio.Task[None]]:
+        return [local.upload for local in self._all.values() if local.upload is not None and not local.upload.done()]
+
+    def _local(self, snapshot: Snapshot, number: int | None = None) -> LocalSnapshot:
         if snapshot not in self._all:
-            self._all[snapshot] = LocalSnapshot(snapshot, self._next_number.get(snapshot, 0))
+            self._all[snapshot] = LocalSnapshot(snapshot, self._next_number.get(snapshot, 0) if number is None else number)
         return self._all[snapshot]
 
     def _free(self, local: LocalSnapshot) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ckptd.daemon.arenas import HostedArena
 from ckptd.daemon.peer import Peer
+from ckptd.daemon.process import Life
 from ckptd.daemon.ranks import RankRecord, to_pb
 from ckptd.daemon.restores import Ring
-from ckptd.daemon.snapshots import SealedSlot
+from ckptd.daemon.tenants import Tenant, deed_of
 from ckptd.errors import CkptdError, ConfigError, CorruptError, NotFoundError, ProtocolError
 from ckptd.model.ids import Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
@@ -32,12 +32,9 @@ class Trainer:
         self._job = job
         self._peer = peer
         self.record = record
-        self.alive = True
         self._placed = asyncio.Event()
-        self._hosted: HostedArena | None = None
-        self._items: list[m.Item] = []
+        self._tenant: Tenant | None = None
         self._layout = 0
-        self._busy: set[int] = set()
         self._ring: Ring | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking: dict[int, asyncio.Task[None]] = {}
@@ -47,12 +44,12 @@ class Trainer:
     @property
     def step(self) -> int:
         """Furthest completed step, as the trainer writes it into the arena."""
-        return self._hosted.arena.step if self._hosted is not None else 0
+        return self._tenant.hosted.arena.step if self._tenant is not None else 0
 
     @property
     def free_slots(self) -> int:
         """How many snapshots it could take now."""
-        return self._hosted.arena.slots - len(self._busy) if self._hosted is not None else 0
+        return self._tenant.free_slots if self._tenant is not None else 0
 
     def place(self) -> None:
         """Its generation is known now."""
@@ -64,13 +61,16 @@ class Trainer:
         self._peer.send(m.Notice(text))
 
     def write_schedule(self) -> None:
-        """Put the job's schedule where the trainer reads it without a call."""
-        schedule = self._job.schedule
-        if self._hosted is not None and schedule is not None and schedule.generation == _pair(self.record):
-            self._hosted.arena.write_schedule(schedule)
+        """Put its world, and the job's schedule, where the trainer and the next daemon read them without a call."""
+        if self._tenant is None or not self.record.generation:
+            return
+        arena, schedule = self._tenant.hosted.arena, self._job.schedule
+        arena.write_world(_pair(self.record), self._job.local_ranks(self.record.generation))
+        if schedule is not None and schedule.generation == _pair(self.record):
+            arena.write_schedule(schedule)
 
     async def run(self) -> None:
-        """Converse until the connection ends. Its arena goes then, but for slots that a snapshot still holds."""
+        """Converse until the connection ends. Its arena stays for as long as the process lives, which may come back."""
         try:
             while (message := await self._peer.next()) is not None:
                 await self._handle(message)
@@ -80,16 +80,18 @@ class Trainer:
             self._peer.close()
             for task in list(self._tasks):
                 task.cancel()
-            self.alive = False
             self._job.node.troubles.end(f"shared memory of rank {self.record.rank}", self._job.name)
-            if self._hosted is not None:
-                self._hosted.drop()
-                self._hosted = None
+            if self._tenant is not None:
+                self._tenant.disconnected()
 
     async def _handle(self, message: m.Message) -> None:
         match message:
             case m.Register():
                 await self._register(message)
+            case m.Resume():
+                self._resume(message)
+            case m.Vacate():
+                self._job.vacated(self._peer.process)
             case m.RestoreCredit():
                 if self._ring is not None:
                     self._ring.credit(message.buffer)
@@ -149,57 +151,52 @@ class Trainer:
 
     async def _register(self, message: m.Register) -> None:
         try:
-            hosted = await self._job.make_arena(message.slots, message.slot_bytes)
+            deed = deed_of(self._job.name, self.record, message.items)
+            hosted = await self._job.make_arena(message.slots, message.slot_bytes, deed)
         except CkptdError as error:
             what = f"rank {self.record.rank} has no room, and its state is not saved: {error}"
             self._job.node.troubles.begin(f"shared memory of rank {self.record.rank}", what, self._job.name)
             self._peer.fail(message.id, error)
             return
         self._job.node.troubles.end(f"shared memory of rank {self.record.rank}", self._job.name)
-        if self._hosted is not None:
-            hosted.arena.step = self._hosted.arena.step
-            self._hosted.drop()
-        self._hosted, self._items, self._busy = hosted, list(message.items), set()
-        self._layout += 1
+        if self._tenant is not None:
+            hosted.arena.step = self._tenant.hosted.arena.step
+            self._tenant.retire()
+        tenant = Tenant(hosted, deed, Life.ALIVE)
+        self._job.tenants.add(tenant)
+        self._connect(tenant)
         if not self.record.ready:
             self.record.ready = True
             self._job.send(self.record.up())
-        self.write_schedule()
         self._peer.send(m.Registered(message.id, self._layout, hosted.size_bytes), (hosted.fd,))
 
+    def _resume(self, message: m.Resume) -> None:
+        """It comes back with its arena. What it sealed while no daemon listened is taken in now."""
+        try:
+            tenant = self._job.tenants.claim(message.arena, self.record)
+        except ProtocolError as error:
+            self._peer.fail(message.id, error)
+            return
+        self._connect(tenant)
+        for index in tenant.sealed_slots():
+            self._job.take_in(tenant, index)
+        self._peer.send(m.Resumed(message.id, self._layout, tenant.clear()))
+        _log.info("trainer_resumed", job=self._job.name, rank=self.record.rank, free_slots=tenant.free_slots)
+
+    def _connect(self, tenant: Tenant) -> None:
+        self._layout += 1
+        self._tenant = tenant
+        tenant.connected(self._peer.send, self._layout)
+        self.write_schedule()
+
     def _sealed(self, message: m.Sealed) -> None:
-        hosted, layout, index = self._hosted, self._layout, message.slot
-        if hosted is None or message.layout != layout or not 0 <= index < hosted.arena.slots or index in self._busy:
-            raise ProtocolError(f"a slot was sealed that is not the trainer's slot={index} layout={message.layout}")
-        objects = [item for item in self._items if item.kind == "object"]
-        if len(objects) != len(message.lengths) or any(
-            not 0 <= length <= item.capacity for item, length in zip(objects, message.lengths, strict=False)
-        ):
-            raise ProtocolError("the lengths of the objects in a sealed slot do not fit its layout")
-        self._busy.add(index)
-
-        def release() -> None:
-            if self._layout == layout:
-                self._busy.discard(index)
-                self._peer.send(m.Released(layout, index))
-
-        def tell(seq: int | None, reason: str) -> None:
-            self._peer.send(m.Aborted(message.step, reason) if seq is None else m.Durable(message.step, seq))
-
-        slot = SealedSlot(
-            self.record.rank,
-            hosted,
-            index,
-            self._items,
-            message.lengths,
-            message.stall_seconds,
-            release,
-            tell,
-            lambda: self.alive,
-        )
-        self._job.snapshots.sealed(
-            Snapshot(self.record.generation, message.step), slot, self._job.local_ranks(self.record.generation)
-        )
+        tenant = self._tenant
+        if tenant is None or message.layout != self._layout or not 0 <= message.slot < tenant.hosted.arena.slots:
+            raise ProtocolError(f"a slot was sealed that is not the trainer's slot={message.slot} layout={message.layout}")
+        marks = tenant.hosted.arena.look(message.slot)
+        if (marks.generation, marks.step) != (_pair(self.record), message.step):
+            raise ProtocolError(f"a sealed slot's marks say another snapshot slot={message.slot} step={message.step}")
+        self._job.take_in(tenant, message.slot, message.stall_seconds)
 
     async def _restore_ask(self, request: int) -> None:
         await self._in_world()

@@ -27,7 +27,7 @@ from ckptd_client.errors import (
     UnsupportedStateError,
 )
 from ckptd_client.member import Member
-from ckptd_client.messages import Finished
+from ckptd_client.messages import Finished, Vacate
 from ckptd_client.place import Place, die_with_agent, find_place
 from ckptd_client.recover import PROGRESS, STATE, recover, restore_rng
 from ckptd_client.restore import Targets, merge, target_part
@@ -186,6 +186,8 @@ class Checkpointer:
         return self._member.joined
 
     def _scheduled(self, n: int) -> Handle | None:
+        if not self._stager.resume(wait=False):
+            return None
         found: Collected | None = None
         if self._stager.arena is None:
             found = self._collect()
@@ -253,7 +255,7 @@ class Checkpointer:
             return handle
         except (DaemonUnavailableError, SaveError, ResourceError, ProtocolError, RestoreError) as error:
             self._session.warn(f"step {step} is not saved: {error}")
-            handle = Handle(step, self._stager.changed)
+            handle = Handle(step, self._stager)
             with self._stager.changed:
                 handle.settle(False, str(error))
             return handle
@@ -283,7 +285,12 @@ class Checkpointer:
             self._settle(time.monotonic() + CLOSE_SECONDS)
             self._finish()
         self._closed = True
+        try:
+            self._session.send(Vacate())
+        except DaemonUnavailableError:
+            pass  # the end of this process tells its successor
         self._session.close()
+        self._stager.on_lost()  # also if there was no connection left: nobody will hear of what is open
 
     def _settle(self, deadline: float) -> None:
         while True:
@@ -295,9 +302,11 @@ class Checkpointer:
             final = self._unsaved_final
             if final is None or final.durable or not self._member.joined or time.monotonic() >= deadline:
                 return
+            time.sleep(RETRY_SECONDS)
+            if final.open:
+                continue  # it lies in shared memory still, for the daemon to come
             # The last state is still in memory: try again rather than lose it.
             _log.warning("ckptd: the last step is not durable; saving it again step=%d", final.step)
-            time.sleep(RETRY_SECONDS)
             self._unsaved_final = self._save_final(final.step)
 
     def _finish(self) -> None:

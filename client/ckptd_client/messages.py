@@ -7,12 +7,14 @@ repeats; messages without an id are events.
     trainer → daemon                         daemon → trainer
     Hello(role=trainer) + pidfd              Welcome | Refused
     Register(id)                             Registered(id) + arena descriptor | Failed(id)
+    Resume(id)                               Resumed(id) | Failed(id)
     Sealed, Missed                           Released, Durable, Aborted
     RestoreAsk(id)                           RestoreInfo(id) | Failed(id)
     RestoreRead(id)                          RestoreRing + ring descriptor, RestoreFrame…, RestoreEnd(id) | Failed(id)
     RestoreCredit
     RestoreReport(id)                        Ok(id) once every rank has reported its part verified | Failed(id)
     Finished(id)                             Ok(id) | Failed(id)
+    Vacate
                                              Notice
 
     anybody of this user → daemon            daemon → it
@@ -35,11 +37,13 @@ from functools import cache
 
 import msgpack
 
-from ckptd_client.errors import ProtocolError
+from ckptd_client.errors import ProtocolError, VersionMismatchError
 
 PROTOCOL_VERSION = 1
 MESSAGE_BYTES = 64 << 20
 ROLES = ("trainer", "agent")
+
+T = typing.TypeVar("T")
 
 # (epoch, n) of a generation; (0, 0) is none
 Gen = tuple[int, int]
@@ -166,16 +170,37 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
-    """Slot ``slot`` holds the whole state after ``step`` steps; ``lengths``: bytes of each object item, in item order.
+class Resume:
+    """After a reconnect: this process still has the arena with this id (hex, from its header), and writes into no slot now."""
 
-    ``stall_seconds``: how long training has stood still for it.
+    id: int
+    arena: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """It is this process's arena as before, under a new ``layout``; ``free`` slots may be written.
+
+    What became meanwhile of snapshots in it has been said before this, as Durable and Aborted.
     """
+
+    id: int
+    layout: int
+    free: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Vacate:
+    """This process writes into no arena any more. (Its exit says the same; a reader of the state may live on for long.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Slot ``slot`` holds the whole state after ``step`` steps, as its marks say; training stood still for ``stall_seconds``."""
 
     layout: int
     slot: int
     step: int
-    lengths: list[int]
     stall_seconds: float
 
 
@@ -424,9 +449,9 @@ class KvValue:
 
 
 Message = (
-    Hello | Welcome | Refused | Ok | Failed | Register | Registered | Sealed | Missed | Released | Durable | Aborted
-    | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrame | RestoreCredit | RestoreEnd | RestoreReport
-    | Finished | Notice | StatusAsk | StatusInfo
+    Hello | Welcome | Refused | Ok | Failed | Register | Registered | Resume | Resumed | Vacate | Sealed | Missed | Released
+    | Durable | Aborted | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrame | RestoreCredit | RestoreEnd
+    | RestoreReport | Finished | Notice | StatusAsk | StatusInfo
     | Join | Waiting | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
 )  # fmt: skip
 
@@ -442,14 +467,44 @@ def encode(message: Message) -> bytes:
 
 
 def decode(body: bytes | bytearray | memoryview) -> Message:
-    """Read one message; raises ProtocolError."""
+    """Read one message; raises ProtocolError, or VersionMismatchError when it doesn't fit and is of another version."""
     try:
         value = msgpack.unpackb(body, raw=False, strict_map_key=False)
         name, content = value
         kind = _TYPES[name]
     except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"not a ckptd message: {type(error).__name__}") from error
-    built: Message = _build(kind, content)
+    try:
+        built: Message = _build(kind, content)
+    except ProtocolError:
+        theirs = content.get("protocol", PROTOCOL_VERSION) if isinstance(content, dict) else PROTOCOL_VERSION
+        if kind in (Hello, Welcome) and isinstance(theirs, int) and theirs != PROTOCOL_VERSION:
+            raise VersionMismatchError(different_versions(theirs)) from None
+        raise
+    return built
+
+
+def different_versions(theirs: int) -> str:
+    """What to tell a user whose client and daemon don't speak the same protocol."""
+    return (
+        f"one side of this ckptd socket speaks protocol {theirs}, the other {PROTOCOL_VERSION};"
+        " install the same version of ckptd and ckptd-client and restart the older one"
+    )
+
+
+def pack(value: object) -> bytes:
+    """A dataclass of this module's kinds of fields, as msgpack."""
+    packed: bytes = msgpack.packb(_plain(value), use_bin_type=True)
+    return packed
+
+
+def unpack(kind: type[T], body: bytes) -> T:
+    """Read what `pack` wrote, every field's type checked. Raises ProtocolError."""
+    try:
+        value = msgpack.unpackb(body, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not a packed {kind.__name__}: {type(error).__name__}") from error
+    built: T = _build(kind, value)
     return built
 
 

@@ -55,6 +55,7 @@ ASK_SECONDS: Final = 900.0  # RestoreAsk: until every rank has asked, and the co
 FRAME_SECONDS: Final = 600.0  # between two frames of a restore
 REPORT_SECONDS: Final = 900.0  # until every rank has reported its part
 SLOT_SECONDS: Final = 600.0  # save(): until a slot is free
+AWAY_SECONDS: Final = 60.0  # waiting for a snapshot: until the successor of a daemon that is gone has come
 CLOSE_SECONDS: Final = 600.0  # close(): until everything staged is durable
 
 _living: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -113,6 +114,7 @@ class Session:
         self._path, self._hello, self._on_event, self._on_lost = path, hello, on_event, on_lost
         self._connection: Connection | None = None
         self._lock = threading.Lock()
+        self._polling = threading.Lock()
         self._waiting: dict[int, Pending] = {}
         self._stream: Pending | None = None
         self._ids = itertools.count(1)
@@ -156,13 +158,15 @@ class Session:
 
     def poll(self) -> bool:
         """Try to reconnect if it is time to; True when there is a new connection. Never raises."""
-        if self.connected or self._closed or time.monotonic() < self._next_try:
+        if self.connected or self._closed or time.monotonic() < self._next_try or not self._polling.acquire(blocking=False):
             return False
         try:
             self.connect(RECONNECT_SECONDS)
         except CkptdError as error:
             self.warn(f"training goes on, but nothing is saved: {error}")
             return False
+        finally:
+            self._polling.release()
         _log.warning("ckptd: connected to the daemon again")
         return True
 
@@ -274,14 +278,20 @@ def _check_welcome(reply: Message) -> None:
     if isinstance(reply, Refused):
         text = f"{reply.message} ours={PROTOCOL_VERSION} daemon={reply.protocol}"
         if reply.code == "version":
-            raise VersionMismatchError(f"client and daemon differ in protocol; install one ckptd version: {text}")
+            raise VersionMismatchError(_differ(reply.protocol))
         raise ConfigError(reply.message) if reply.code == "job" else ProtocolError(text)
     if not isinstance(reply, Welcome):
         raise ProtocolError(f"the daemon answered Hello with {type(reply).__name__}")
     if reply.protocol != PROTOCOL_VERSION:
-        raise VersionMismatchError(
-            f"client and daemon differ in protocol; install one ckptd version ours={PROTOCOL_VERSION} daemon={reply.protocol}"
-        )
+        raise VersionMismatchError(_differ(reply.protocol))
+
+
+def _differ(theirs: int) -> str:
+    older = "client" if theirs > PROTOCOL_VERSION else "daemon"
+    return (
+        f"this client speaks protocol {PROTOCOL_VERSION}, the daemon on this node {theirs}; the {older} is older:"
+        f" install the same version of ckptd and ckptd-client and restart the {older}"
+    )
 
 
 def _close_all(fds: list[int]) -> None:

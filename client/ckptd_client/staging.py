@@ -7,23 +7,37 @@ import threading
 import time
 from typing import Final
 
-from ckptd_client.arena import SEALED, WRITING, Arena, arena_bytes
+from ckptd_client.arena import Arena
 from ckptd_client.capture import Collected, Plan, check_objects, encode_objects
-from ckptd_client.errors import DaemonUnavailableError, ProtocolError, SaveError
-from ckptd_client.messages import Aborted, Durable, Gen, Message, Register, Registered, Released, Sealed
+from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, SaveError
+from ckptd_client.messages import (
+    Aborted,
+    Durable,
+    Gen,
+    Message,
+    Missed,
+    Register,
+    Registered,
+    Released,
+    Resume,
+    Resumed,
+    Sealed,
+)  # fmt: skip
 from ckptd_client.place import Place
-from ckptd_client.session import REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
+from ckptd_client.session import AWAY_SECONDS, REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
 
 _SLOTS: Final = 2  # one is held until a newer snapshot is complete on all ranks, one is free to be written
 _REGISTER_AGAIN_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 0.5  # between two looks for the daemon's successor while waiting for a snapshot
+_UNKNOWN: Final = "the daemon was lost; it may have become durable or not"
 
 
 class Handle:
     """One snapshot of this rank. Saved means `durable`: committed, on all ranks."""
 
-    def __init__(self, step: int, changed: threading.Condition) -> None:
+    def __init__(self, step: int, stager: Stager) -> None:
         self.step = step
-        self._changed = changed
+        self._stager = stager
         self._durable = False
         self._reason: str | None = None
         self._staged = False
@@ -44,18 +58,29 @@ class Handle:
         return not self._durable and self._reason is None
 
     def wait(self, timeout_seconds: float | None = None) -> None:
-        """Return once durable. Raises SaveError when the snapshot was given up, its fate is unknown, or the time is over."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self.open, timeout_seconds):
-                raise SaveError(f"not durable in time step={self.step} timeout_seconds={timeout_seconds}")
-            if not self._durable:
-                raise SaveError(f"the snapshot was given up: {self._reason} step={self.step}")
+        """Return once durable. Raises SaveError when the snapshot was given up, its fate is unknown, or the time is over.
+
+        When the daemon goes away meanwhile, its successor is looked for; it takes over what is staged.
+        """
+        deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while self.open:
+            away_seconds = self._stager.revive()
+            if away_seconds > AWAY_SECONDS:
+                raise SaveError(
+                    f"the daemon is away, and with it what became of step={self.step} away_seconds={away_seconds:.0f}"
+                )
+            left = deadline - time.monotonic()
+            with self._stager.changed:
+                if not self._stager.changed.wait_for(lambda: not self.open, max(0.0, min(left, _LOOK_SECONDS))) and left <= 0:
+                    raise SaveError(f"not durable in time step={self.step} timeout_seconds={timeout_seconds}")
+        if not self._durable:
+            raise SaveError(f"the snapshot was given up: {self._reason} step={self.step}")
 
     def settle(self, durable: bool, reason: str | None) -> None:
         """Called under the condition; the first outcome stands."""
         if self.open:
             self._durable, self._reason = durable, None if durable else reason
-            self._changed.notify_all()
+            self._stager.changed.notify_all()
 
     def mark_staged(self) -> None:
         """The slot is sealed."""
@@ -63,7 +88,10 @@ class Handle:
 
 
 class Stager:
-    """The arena of this rank, its slots, and the snapshots in it. Events arrive on the reader's thread."""
+    """The arena of this rank, its slots, and the snapshots in it. Events arrive on the reader's thread.
+
+    The arena outlives the connection: a new daemon is told of it and takes over what is sealed in it.
+    """
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -73,9 +101,13 @@ class Stager:
         self.arena: Arena | None = None
         self._plan: Plan | None = None
         self._free: set[int] = set()
+        self._where: dict[int, tuple[str, int]] = {}  # the arena and slot of each open handle, by its step
         self._layout = -1
         self._pending: Pending | None = None
         self._not_before = 0.0
+        self._lost_seconds: float | None = None  # since when the arena is without a daemon
+        self._resuming: Pending | None = None
+        self._work = threading.Lock()  # never resumed while a slot is written
         self.ever_registered = False
         self.entered_seconds = 0.0  # when training was last stopped for us, on the monotonic clock
 
@@ -86,21 +118,84 @@ class Stager:
                 self._free.add(message.slot)
                 self.changed.notify_all()
             elif isinstance(message, (Durable, Aborted)) and message.step in self.handles:
-                handle = self.handles.pop(message.step)
-                handle.settle(isinstance(message, Durable), getattr(message, "reason", None))
+                self._settle(message.step, isinstance(message, Durable), getattr(message, "reason", None))
 
     def on_lost(self) -> None:
-        """The daemon is gone, and with it our knowledge of what became of the snapshots."""
+        """The daemon is gone. What lies in the arena is its successor's to say; of what lay in earlier ones nobody knows."""
         with self.changed:
-            for handle in self.handles.values():
-                handle.settle(False, "the daemon was lost; it may have become durable or not")
-            self.handles.clear()
-            self.arena, self._pending, self._layout, self._not_before = None, None, -1, 0.0
+            self._pending, self._resuming, self._layout, self._not_before = None, None, -1, 0.0
             self._free.clear()
+            if self.session.closed:
+                self.arena = None
+            self._lost_seconds = time.monotonic() if self.arena is not None else None
+            id = self.arena.id if self.arena is not None else ""
+            for step in [step for step, (arena, _) in self._where.items() if arena != id]:
+                self._settle(step, False, _UNKNOWN)
             self.changed.notify_all()
+
+    def _settle(self, step: int, durable: bool, reason: str | None) -> None:
+        self.handles.pop(step).settle(durable, reason)
+        self._where.pop(step, None)
+
+    def revive(self) -> float:
+        """Look for a lost daemon's successor, without waiting; returns for how many seconds there is none. Never raises."""
+        lost_seconds = self._lost_seconds
+        if lost_seconds is None:
+            return 0.0
+        self.session.poll()
+        try:
+            self.resume(wait=False)
+        except CkptdError as error:
+            self.session.warn(f"can't go on with the shared memory: {error}")
+        return 0.0 if self._lost_seconds is None else time.monotonic() - lost_seconds
+
+    def resume(self, wait: bool) -> bool:
+        """Tell a new daemon of the arena. False while its answer is awaited. Raises DaemonUnavailableError."""
+        if not self._work.acquire(blocking=wait):
+            return False
+        try:
+            arena = self.arena
+            if self._lost_seconds is None or arena is None:
+                return True
+            if self._resuming is None:
+                self._resuming = self.session.begin(Resume(self.session.next_id(), arena.id))
+            pending = self._resuming
+            if not wait and not pending.ready():
+                return False
+            self._resuming = None
+            try:
+                reply, fds = pending.take(REQUEST_SECONDS)
+            except ProtocolError as error:
+                self._abandon(str(error))
+                return True
+            for fd in fds:
+                os.close(fd)
+            if not isinstance(reply, Resumed):
+                raise ProtocolError(f"the daemon answered Resume with {type(reply).__name__}")
+            with self.changed:
+                self._layout, self._free, self._lost_seconds = reply.layout, {i for i in reply.free if 0 <= i < _SLOTS}, None
+                for step in [step for step, (_, slot) in self._where.items() if slot in self._free]:
+                    self._settle(step, False, _UNKNOWN)
+                self.changed.notify_all()
+            return True
+        finally:
+            self._work.release()
+
+    def _abandon(self, reason: str) -> None:
+        """The arena is lost to the new daemon: so are the snapshots in it, unless they were committed before."""
+        with self.changed:
+            lost = list(self._where)
+            for step in lost:
+                self._settle(step, False, f"{_UNKNOWN}: {reason}")
+            self.arena, self._lost_seconds = None, None
+            self.changed.notify_all()
+        for step in lost:
+            self.session.send(Missed(step, "its shared memory was lost with the daemon"))
 
     def ready(self, found: Collected, wait: bool) -> dict[str, bytes] | None:
         """See to a plan and an arena for this state; returns the encoded objects, or None while the arena is on its way."""
+        if not self.resume(wait):
+            return None
         bodies = encode_objects(found, self._place.rank)
         if self._plan is None or self._plan.structure != found.structure() or not self._plan.fits(bodies):
             check_objects(found)
@@ -127,10 +222,11 @@ class Stager:
         self._pending = None
         reply, fds = pending.take(REQUEST_SECONDS)
         try:
-            if not isinstance(reply, Registered) or len(fds) != 1 or reply.arena_bytes != arena_bytes(_SLOTS, plan.slot_bytes):
+            if not isinstance(reply, Registered) or len(fds) != 1:
                 raise ProtocolError(f"the daemon answered Register with {type(reply).__name__} and {len(fds)} descriptors")
-            arena = Arena(fds[0], _SLOTS, plan.slot_bytes)
-            arena.check_header()
+            arena = Arena(fds[0])
+            if (arena.slots, arena.slot_bytes, arena.shape.objects) != (_SLOTS, plan.slot_bytes, len(plan.objects)):
+                raise ProtocolError(f"the daemon gave an arena of another shape: {arena.shape}")
         finally:
             for fd in fds:
                 os.close(fd)
@@ -143,33 +239,48 @@ class Stager:
 
     def stage(self, step: int, generation: Gen, found: Collected, bodies: dict[str, bytes], wait: bool) -> Handle | None:
         """Copy the state into a free slot and seal it; None when no slot is free and ``wait`` is False."""
-        with self.changed:
-            self.changed.wait_for(lambda: self._free or self.arena is None, SLOT_SECONDS if wait else 0.0)
-            arena, plan = self.arena, self._plan
-            if arena is None or plan is None:
-                raise DaemonUnavailableError("the daemon was lost before the snapshot was taken")
-            if not self._free:
-                if wait:
-                    raise SaveError(f"no slot became free in time step={step} timeout_seconds={SLOT_SECONDS:g}")
-                return None
-            slot, layout = self._free.pop(), self._layout
+        with self._work:
+            with self.changed:
+                self.changed.wait_for(
+                    lambda: self._free or self.arena is None or self._lost_seconds is not None, SLOT_SECONDS if wait else 0.0
+                )
+                arena, plan = self.arena, self._plan
+                if arena is None or plan is None or self._lost_seconds is not None:
+                    raise DaemonUnavailableError("the daemon was lost before the snapshot was taken")
+                if not self._free:
+                    if wait:
+                        raise SaveError(f"no slot became free in time step={step} timeout_seconds={SLOT_SECONDS:g}")
+                    return None
+                slot, layout = self._free.pop(), self._layout
+            return self._write(arena, plan, slot, layout, step, generation, found, bodies)
+
+    def _write(
+        self,
+        arena: Arena,
+        plan: Plan,
+        slot: int,
+        layout: int,
+        step: int,
+        generation: Gen,
+        found: Collected,
+        bodies: dict[str, bytes],
+    ) -> Handle:
         try:
-            arena.mark(slot, WRITING, generation, step)
-            lengths = plan.copy_into(arena, slot, found, bodies)
-            arena.mark(slot, SEALED, generation, step)
+            arena.begin(slot)
+            arena.seal(slot, generation, step, plan.copy_into(arena, slot, found, bodies))
         except BaseException:
             with self.changed:
                 if layout == self._layout:
                     self._free.add(slot)
             raise
-        handle = Handle(step, self.changed)
+        handle = Handle(step, self)
         handle.mark_staged()
         with self.changed:
-            self.handles[step] = handle
+            self.handles[step], self._where[step] = handle, (arena.id, slot)
+            lost = self._lost_seconds is not None
         try:
-            self.session.send(Sealed(layout, slot, step, lengths, time.monotonic() - self.entered_seconds))
+            if not lost:
+                self.session.send(Sealed(layout, slot, step, time.monotonic() - self.entered_seconds))
         except DaemonUnavailableError:
-            with self.changed:
-                self.handles.pop(step, None)
-                handle.settle(False, "the daemon was lost")
+            pass  # its successor finds the slot sealed
         return handle

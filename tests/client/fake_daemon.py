@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ckptd_client import messages as m
-from ckptd_client.arena import Arena, Schedule, arena_bytes
+from ckptd_client.arena import ID_BYTES, SEALED, Arena, Schedule, Shape, make_arena
 from ckptd_client.errors import DaemonUnavailableError
 from ckptd_client.wire import Connection
 
@@ -65,7 +65,8 @@ class FakeDaemon:
         self.finished: list[int] = []
         self.missed: list[m.Missed] = []
         self.reports: list[str] = []
-        self.registrations = 0
+        self.registrations = self.resumed = 0
+        self.arenas: dict[str, tuple[Arena, list[m.Item]]] = {}
         self.keep_slots = self.keep_open = False
         self.itemsize: dict[str, int] = {}
         self._lock = threading.RLock()
@@ -129,6 +130,8 @@ class FakeDaemon:
     def _handle(self, trainer: Trainer, message: m.Message) -> None:
         if isinstance(message, m.Register):
             self._register(trainer, message)
+        elif isinstance(message, m.Resume):
+            self._resume(trainer, message)
         elif isinstance(message, m.RestoreAsk):
             trainer.ask = message
             self._all_asked(trainer)
@@ -152,16 +155,35 @@ class FakeDaemon:
     def _register(self, trainer: Trainer, message: m.Register) -> None:
         fd, name = tempfile.mkstemp(dir="/dev/shm")
         os.unlink(name)
-        os.posix_fallocate(fd, 0, arena_bytes(message.slots, message.slot_bytes))
-        trainer.arena = Arena(fd, message.slots, message.slot_bytes)
-        trainer.arena.write_header()
+        shape = Shape(message.slots, message.slot_bytes, sum(item.kind == "object" for item in message.items), 0)
+        os.posix_fallocate(fd, 0, shape.total_bytes)
+        trainer.arena = make_arena(fd, os.urandom(ID_BYTES), shape, b"")
         trainer.items, trainer.held, trainer.sealed = message.items, [], {}
         self.registrations += 1
         trainer.layout = self.registrations
         trainer.arena.write_schedule(Schedule(self.generation, *self.schedule))
-        size = arena_bytes(message.slots, message.slot_bytes)
-        trainer.connection.send(m.Registered(message.id, trainer.layout, size), (fd,))
+        trainer.connection.send(m.Registered(message.id, trainer.layout, shape.total_bytes), (fd,))
+        self.arenas[trainer.arena.id] = (trainer.arena, message.items)
         os.close(fd)
+
+    def _resume(self, trainer: Trainer, message: m.Resume) -> None:
+        if message.arena not in self.arenas:
+            trainer.connection.send(m.Failed(message.id, "ProtocolError", "no such arena"))
+            return
+        trainer.arena, trainer.items = self.arenas[message.arena]
+        trainer.held, trainer.sealed = [], {}
+        self.resumed += 1
+        trainer.layout = 1000 + self.resumed
+        trainer.arena.write_schedule(Schedule(self.generation, *self.schedule))
+        for index in range(trainer.arena.slots):
+            slot = trainer.arena.look(index)
+            if slot.state == SEALED:
+                trainer.sealed[slot.step] = m.Sealed(trainer.layout, index, slot.step)
+        busy = [sealed.slot for sealed in trainer.sealed.values()]
+        for step in list(trainer.sealed):
+            self._all_sealed(step)
+        free = [index for index in range(trainer.arena.slots) if index not in busy]
+        trainer.connection.send(m.Resumed(message.id, trainer.layout, free))
 
     def _world(self, trainer: Trainer) -> list[Trainer]:
         return [t for t in self.trainers if t.hello.world_key == trainer.hello.world_key]
@@ -218,7 +240,7 @@ class FakeDaemon:
             t.connection.send(m.Durable(step, checkpoint.seq))
 
     def _absorb(self, into: Checkpoint, trainer: Trainer, sealed: m.Sealed) -> None:
-        place, lengths = trainer.arena.slot(sealed.slot), iter(sealed.lengths)
+        place, lengths = trainer.arena.slot(sealed.slot), iter(trainer.arena.look(sealed.slot).lengths)
         for item in trainer.items:
             assert item.slot_offset % 64 == 0 and item.slot_offset + item.capacity <= trainer.arena.slot_bytes
             if item.kind == "object":

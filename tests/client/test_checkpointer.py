@@ -18,6 +18,8 @@ import torch
 
 from ckptd_client import Checkpointer, connect
 from ckptd_client import session as session_module
+from ckptd_client import staging as staging_module
+from ckptd_client.capture import Plan
 from ckptd_client.errors import (
     ConfigError,
     MissingStateError,
@@ -296,7 +298,10 @@ def test_a_late_daemon_is_joined_when_there_is_nothing_to_restore(tmp_path: Path
     daemon.stop()
 
 
-def test_a_daemon_that_vanishes_and_comes_back(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("knows_the_arena", [True, False])
+def test_a_daemon_that_vanishes_and_comes_back(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, knows_the_arena: bool
+) -> None:
     monkeypatch.setattr(session_module, "RETRY_SECONDS", 0.0)
     daemon.schedule = (2, 2)
     daemon.keep_open = True
@@ -307,21 +312,73 @@ def test_a_daemon_that_vanishes_and_comes_back(daemon: FakeDaemon, monkeypatch: 
     handle = ckpt.step(2)
     assert handle is not None and handle.staged and not handle.durable
     daemon.stop()
-    with pytest.raises(SaveError, match="lost"):
-        handle.wait(10)
     until(lambda: not ckpt._session.connected)
     assert ckpt.step(3) is None and ckpt.step(4) is None
+    assert handle.open
+    with pytest.raises(SaveError, match="not durable in time"):
+        handle.wait(0.0)
     back = FakeDaemon(daemon.path, (2, 2))
     back.generation = daemon.generation
-    assert ckpt.step(5) is None
-    until(lambda: ckpt.step(5) is None and ckpt._stager.arena is not None)
+    if knows_the_arena:
+        back.arenas = daemon.arenas
+        handle.wait(10)  # the wait itself looks for the new daemon
+        assert (back.resumed, back.registrations) == (1, 0) and ckpt._stager.arena is not None
+    else:
+        with pytest.raises(SaveError, match="may have become durable or not: no such arena"):
+            handle.wait(10)
+        until(lambda: ckpt.step(5) is None and ckpt._stager.arena is not None)
+        assert back.registrations == 1
     assert back.hellos[0].generation == daemon.generation
     handle = ckpt.step(6)
     assert handle is not None
     handle.wait(10)
-    assert [missed.step for missed in back.missed] == [4]
+    assert sorted(missed.step for missed in back.missed) == ([4] if knows_the_arena else [2, 4])
     ckpt.close()
     back.stop()
+
+
+def test_what_is_sealed_while_no_daemon_listens_is_not_lost(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon dies after the copy began and before its successor is there: the slot's marks tell that one."""
+    monkeypatch.setattr(session_module, "RETRY_SECONDS", 0.0)
+    daemon.schedule = (2, 2)
+    ckpt = connect("job")
+    ckpt.register(model=torch.nn.Linear(2, 2))
+    ckpt.restore()
+    assert ckpt.step(1) is None
+    copy_into = Plan.copy_into
+
+    def dies(plan: Plan, *arguments: Any) -> list[int]:
+        daemon.stop()
+        until(lambda: not ckpt._session.connected)
+        return copy_into(plan, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "copy_into", dies)
+        handle = ckpt.step(2)
+    assert handle is not None and handle.staged and handle.open
+    back = FakeDaemon(daemon.path, (2, 2))
+    back.generation, back.arenas = daemon.generation, daemon.arenas
+    handle.wait(10)
+    assert [c.step for c in back.checkpoints] == [2]
+    ckpt.close()
+    back.stop()
+
+
+def test_a_daemon_that_stays_away(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging_module, "AWAY_SECONDS", 0.0)
+    daemon.schedule = (2, 2)
+    daemon.keep_open = True
+    ckpt = connect("job")
+    ckpt.register(model=torch.nn.Linear(2, 2))
+    ckpt.restore()
+    ckpt.step(1)
+    handle = ckpt.step(2)
+    assert handle is not None
+    daemon.stop()
+    with pytest.raises(SaveError, match="the daemon is away"):
+        handle.wait()
+    ckpt.close()
+    assert not handle.open and not handle.durable
 
 
 def test_no_free_slot_is_reported_as_missed_and_save_waits(daemon: FakeDaemon) -> None:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.arenas import ArenaHost
-from ckptd.errors import ConfigError, ResourceError
-from ckptd_client.arena import PAGE, SLOTS_MAX, Arena, arena_bytes
+from ckptd.daemon.arenas import ArenaHost, HostedArena
+from ckptd.errors import ConfigError, ResourceError, VersionMismatchError
+from ckptd.notify import Notifier
+from ckptd_client.arena import PAGE, SLOTS_MAX, VERSION, Arena, Shape
 
 MIB = 1 << 20
+
+
+def host_in(directory: Path, limit_bytes: int) -> ArenaHost:
+    """Without a service manager."""
+    return ArenaHost(directory, limit_bytes, Notifier(None))
+
+
+def make(host: ArenaHost, slots: int, slot_bytes: int) -> HostedArena:
+    """An arena without objects."""
+    return host.create(slots, slot_bytes, 0, b"whose it is")
 
 
 def files(directory: Path) -> set[str]:
@@ -21,11 +33,11 @@ def files(directory: Path) -> set[str]:
 
 
 def test_an_arena_lives_as_long_as_it_is_held(tmp_path: Path) -> None:
-    host = ArenaHost(tmp_path / "arena", 8 * MIB)
-    hosted = host.create(2, MIB)
-    assert hosted.size_bytes == arena_bytes(2, MIB)
-    client = Arena(hosted.fd, 2, MIB)
-    client.check_header()
+    host = host_in(tmp_path / "arena", 8 * MIB)
+    hosted = make(host, 2, MIB)
+    client = Arena(hosted.fd)
+    assert (client.shape, client.description) == (Shape(2, MIB, 0, 11), b"whose it is")
+    assert hosted.size_bytes == client.shape.total_bytes
     hosted.arena.slot(1)[:3] = b"abc"
     assert bytes(client.slot(1)[:3]) == b"abc"
     hosted.hold()
@@ -34,34 +46,34 @@ def test_an_arena_lives_as_long_as_it_is_held(tmp_path: Path) -> None:
     hosted.drop()
     assert files(tmp_path / "arena") == set()
     assert bytes(client.slot(1)[:3]) == b"abc"  # who still maps it keeps its pages
-    host.close()
+    host.close(remove=True)
 
 
 async def test_the_limit_holds_for_arenas_and_rings_together(tmp_path: Path) -> None:
-    host = ArenaHost(tmp_path / "arena", 4 * MIB)
-    hosted = host.create(1, 2 * MIB)
+    host = host_in(tmp_path / "arena", 4 * MIB)
+    hosted = make(host, 1, 2 * MIB)
     with pytest.raises(ResourceError, match=r"exceed arena\.limit_bytes; raise it, or use fewer slots"):
-        host.create(1, 2 * MIB)
+        make(host, 1, 2 * MIB)
     async with host.ring(1, MIB) as (_, memory):
         assert memory.nbytes == MIB
         with pytest.raises(ResourceError):
-            host.create(1, MIB)
+            make(host, 1, MIB)
     with pytest.raises(ResourceError):
         async with host.ring(2, MIB):
             pass
     hosted.drop()
-    host.create(1, 3 * MIB).drop()  # freed memory counts no more
+    make(host, 1, 3 * MIB).drop()  # freed memory counts no more
     assert files(tmp_path / "arena") == set()
-    host.close()
+    host.close(remove=True)
 
 
 @pytest.mark.parametrize(("slots", "slot_bytes"), [(0, PAGE), (SLOTS_MAX + 1, PAGE), (1, 0), (1, -PAGE), (1, PAGE + 1)])
 def test_impossible_shapes(tmp_path: Path, slots: int, slot_bytes: int) -> None:
-    host = ArenaHost(tmp_path / "arena", 8 * MIB)
+    host = host_in(tmp_path / "arena", 8 * MIB)
     with pytest.raises(ResourceError, match="can't have this shape"):
-        host.create(slots, slot_bytes)
+        make(host, slots, slot_bytes)
     assert files(tmp_path / "arena") == set()
-    host.close()
+    host.close(remove=True)
 
 
 @pytest.fixture
@@ -79,16 +91,16 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_tmpfs_is_an_error_and_not_a_sigbus(small_tmpfs: Path) -> None:
-    host = ArenaHost(small_tmpfs / "arena", 1 << 40)
-    hosted = host.create(1, 40 * MIB)
+    host = host_in(small_tmpfs / "arena", 1 << 40)
+    hosted = make(host, 1, 40 * MIB)
     for _ in range(2):  # the refused one leaves nothing behind
         with pytest.raises(ResourceError, match=r"no room for .* make the tmpfs larger"):
-            host.create(1, 40 * MIB)
+            make(host, 1, 40 * MIB)
     assert len(files(small_tmpfs / "arena")) == 1
     hosted.drop()
     del hosted  # its pages go with its mapping
-    host.create(1, 40 * MIB).drop()
-    host.close()
+    make(host, 1, 40 * MIB).drop()
+    host.close(remove=True)
 
 
 def test_a_dead_daemons_files_are_removed_and_others_left(tmp_path: Path) -> None:
@@ -96,21 +108,69 @@ def test_a_dead_daemons_files_are_removed_and_others_left(tmp_path: Path) -> Non
     directory.mkdir(mode=0o700)
     (directory / "old.arena").write_bytes(b"x" * PAGE)
     (directory / "notes").write_text("mine")
-    host = ArenaHost(directory, MIB)
+    host = host_in(directory, MIB)
+    assert host.recover({}) == []
     assert files(directory) == {"notes"}
-    host.create(1, PAGE)
-    host.close()
+    make(host, 1, PAGE)
+    host.close(remove=True)
     assert files(directory) == {"notes"}
+
+
+def test_the_next_daemon_finds_what_the_last_one_left(tmp_path: Path) -> None:
+    host = host_in(tmp_path / "arena", MIB)
+    left = make(host, 2, 64 * PAGE)
+    left.arena.slot(1)[:3] = b"abc"
+    host.close(remove=False)
+    newer = host_in(tmp_path / "arena", MIB)
+    (found,) = newer.recover({})
+    assert (found.arena.id, bytes(found.arena.slot(1)[:3])) == (left.arena.id, b"abc")
+    with pytest.raises(ResourceError):
+        make(newer, 2, 64 * PAGE)  # it counts
+    found.drop()
+    assert files(tmp_path / "arena") == set()
+    make(newer, 2, 64 * PAGE)
+    newer.close(remove=True)
+
+
+def test_only_the_descriptor_is_left(tmp_path: Path) -> None:
+    """Kept by a service manager while the directory was lost: as good as the file; of both the file counts."""
+    host = host_in(tmp_path / "arena", MIB)
+    lost, named = make(host, 1, PAGE), make(host, 1, PAGE)
+    kept = {hosted.arena.id: os.dup(hosted.fd) for hosted in (lost, named)}
+    with open("/dev/null", "rb") as nothing:
+        kept["nonsense"] = os.dup(nothing.fileno())
+    host.close(remove=False)
+    lost._path.unlink()
+    newer = host_in(tmp_path / "arena", MIB)
+    found = {hosted.arena.id: hosted for hosted in newer.recover(kept)}
+    assert found.keys() == {lost.arena.id, named.arena.id}
+    for hosted in found.values():
+        hosted.drop()
+    assert files(tmp_path / "arena") == set()
+    newer.close(remove=True)
+
+
+def test_an_arena_of_a_newer_ckptd_is_left_alone(tmp_path: Path) -> None:
+    host = host_in(tmp_path / "arena", MIB)
+    left = make(host, 1, PAGE)
+    os.pwrite(left.fd, struct.pack("<II", VERSION + 1, VERSION + 1), 8)
+    with pytest.raises(VersionMismatchError, match=f"this ckptd reads up to {VERSION}: upgrade it"):
+        Arena(left.fd)
+    host.close(remove=False)
+    newer = host_in(tmp_path / "arena", MIB)
+    assert newer.recover({}) == []
+    assert len(files(tmp_path / "arena")) == 1
+    newer.close(remove=True)
 
 
 def test_a_second_daemon_is_refused_and_takes_nothing_away(tmp_path: Path) -> None:
-    first = ArenaHost(tmp_path / "arena", MIB)
-    first.create(1, PAGE)
+    first = host_in(tmp_path / "arena", MIB)
+    make(first, 1, PAGE)
     with pytest.raises(ConfigError, match="another ckptd daemon uses this"):
-        ArenaHost(tmp_path / "arena", MIB)
+        host_in(tmp_path / "arena", MIB)
     assert len(files(tmp_path / "arena")) == 1
-    first.close()
-    ArenaHost(tmp_path / "arena", MIB).close()
+    first.close(remove=True)
+    host_in(tmp_path / "arena", MIB).close(remove=True)
 
 
 def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -118,11 +178,11 @@ def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
     directory.mkdir()
     directory.chmod(0o755)
     with pytest.raises(ConfigError, match="mode 0700"):
-        ArenaHost(directory, MIB)
+        host_in(directory, MIB)
 
 
 def test_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "arena").symlink_to(tmp_path / "real")
     with pytest.raises(ConfigError, match="mode 0700"):
-        ArenaHost(tmp_path / "arena", MIB)
+        host_in(tmp_path / "arena", MIB)
