@@ -51,6 +51,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@sh systemd/verify.sh $(CURDIR)/$(BIN)/ckptd
 
 # From the root, so that a file's path is its Python package and the stubs import each other as they lie.
 proto: setup

@@ -8,6 +8,7 @@ CkptdError (from the client: ConfigError, ProtocolError, ResourceError, RestoreE
 │   ├── StoreConfigError     will not work until somebody changes URL, bucket or credentials
 │   └── UnsafeStoreError     the store overwrites where it must refuse; no log can live there
 ├── CorruptError             stored bytes do not parse or do not match their digest
+│   └── NewerFormatError     they may be sound, but a newer ckptd is needed to read them
 ├── LogTruncatedError        a record of the commit log is missing below its tail
 ├── OfficeLostError          a later EPOCH stands in the log; this coordinator must step down
 └── JobInUseError            another coordinator is alive under this job id
@@ -33,6 +34,7 @@ __all__ = [
     "JobInUseError",
     "LogTruncatedError",
     "MissingStateError",
+    "NewerFormatError",
     "NotFoundError",
     "OfficeLostError",
     "ProtocolError",
@@ -72,6 +74,10 @@ class UnsafeStoreError(StoreError):
 
 class CorruptError(CkptdError):
     """Stored bytes do not parse, or do not match their digest."""
+
+
+class NewerFormatError(CorruptError):
+    """Stored bytes are of a format that this ckptd is too old for; nothing is known to be wrong with them."""
 
 
 class LogTruncatedError(CkptdError):

@@ -133,7 +133,7 @@ def decode_state(data: bytes) -> State:
         if encode_state(state) != data:
             raise CorruptError("not in order")
     except CorruptError as error:
-        raise CorruptError(f"folded state doesn't parse: {error}") from None
+        raise type(error)(f"folded state doesn't parse: {error}") from None
     return state
 
 

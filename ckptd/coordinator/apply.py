@@ -28,6 +28,7 @@ def attach(state: State, node: str, incarnation: str, now: float) -> None:
     if known.incarnation != incarnation:
         members.forget_loose(state, node)
     known.incarnation, known.connected, known.last_heard_seconds, known.left = incarnation, True, now, False
+    known.attached_seconds = now
     known.unconfirmed_seconds = now if isinstance(known.agent, MemberOf) or _expects_ranks(state, node) else None
     known.told.clear()
     # What was held from its last stream comes again on this one.

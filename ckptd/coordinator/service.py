@@ -14,11 +14,11 @@ from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.events import Event
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.errors import CkptdError, ProtocolError, UnavailableError
+from ckptd.rpc import PROTOCOL_VERSION
 from ckptd.rpc.access import Guard
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc
 
-PROTOCOL_VERSION: Final = 1
 Retire = Callable[[int], Awaitable[int]]
 HELLO_SECONDS: Final = 10.0
 MAX_MESSAGE_BYTES: Final = 64 << 20
@@ -138,7 +138,8 @@ class CoordinatorService(rpc.CoordinatorServicer):
         if hello.protocol != PROTOCOL_VERSION:
             raise RefusedError(
                 "version",
-                f"the coordinator speaks protocol {PROTOCOL_VERSION}, the daemon {hello.protocol}: use one ckptd everywhere",
+                f"the coordinator speaks protocol {PROTOCOL_VERSION}, the daemon {hello.protocol}; the"
+                f" {'daemon' if hello.protocol < PROTOCOL_VERSION else 'coordinator'} is older: upgrade ckptd there",
             )
         if hello.job != self._job:
             raise RefusedError("job", f"this is the coordinator of job {self._job!r}, not of {hello.job[:80]!r}")

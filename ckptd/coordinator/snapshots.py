@@ -85,17 +85,38 @@ def _hopeless(now: float, state: State, options: CoordinatorOptions, snapshot: O
     newer = [other for id, other in state.snapshots.items() if id > snapshot.id]
     if any(other.stored for other in newer) or (not snapshot.complete and any(other.complete for other in newer)):
         return "a newer snapshot overtook it"
-    if world.schedule == PAUSED and not snapshot.complete and now - world.paused_seconds >= options.lease_seconds:
+    if world.schedule == PAUSED and not snapshot.complete and _unsealed(now, state, options, snapshot, world):
         # A rank's seal can be lost with its daemon. While there is no schedule, no newer snapshot overtakes this one.
         return f"snapshots pause, and {options.lease_seconds:g} s later not all ranks had sealed it"
-    blind = sorted(
-        id for id in _hosts_missing(snapshot, world) if id not in state.nodes or silent(now, state.nodes[id], options)
-    )
-    if blind:
-        return f"nothing was heard of node {blind[0]} for {options.lease_seconds:g} s"
+    if (reason := _deserted(now, state, options, snapshot, world)) is not None:
+        return reason
     if all(rank.finished for rank in world.ranks.values()) and len(world.ranks) == world.world_size and not snapshot.complete:
         return "all ranks have finished and not all of them took part in it"
     return _cut_short(now, state, options, snapshot, world)
+
+
+def _unsealed(now: float, state: State, options: CoordinatorOptions, snapshot: OpenSnapshot, world: World) -> bool:
+    """Has every daemon whose ranks have not sealed it had a lease to say so since the pause began, or since it came back?"""
+    hosts = {host for rank in range(world.world_size) if rank not in snapshot.sealed and (host := world.host(rank)) is not None}
+    nodes = [state.nodes[id] for id in hosts if id in state.nodes]
+    since = max([world.paused_seconds, *(node.attached_seconds for node in nodes)])
+    return now - since >= options.lease_seconds and not any(silent(now, node, options) for node in nodes)
+
+
+def _deserted(now: float, state: State, options: CoordinatorOptions, snapshot: OpenSnapshot, world: World) -> str | None:
+    """A member whose part is missing will not send it any more.
+
+    While training goes on a silent daemon is waited for: it is being restarted, and finds what is sealed. Without it nothing
+    could be committed anyway. In a broken world the others wait for this snapshot's end, and silence is death.
+    """
+    ended = world.broken is not None or world is not state.world
+    for id in sorted(_hosts_missing(snapshot, world)):
+        node = state.nodes.get(id)
+        if node is None or node.left:
+            return f"node {id} has left"
+        if ended and silent(now, node, options):
+            return f"nothing was heard of node {id} for {options.lease_seconds:g} s"
+    return None
 
 
 def _cut_short(now: float, state: State, options: CoordinatorOptions, snapshot: OpenSnapshot, world: World) -> str | None:

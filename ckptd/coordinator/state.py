@@ -64,7 +64,8 @@ class Gone:
 class Node:
     """One daemon. ``told`` is what it was told on its present stream (see ``tell``).
 
-    ``unconfirmed_seconds``: since when a new stream has said nothing of the agent, or of trainers, that we believe to be there.
+    ``attached_seconds``: when it last came back. ``unconfirmed_seconds``: since when a new stream has said nothing of the agent, or
+    of trainers, that we believe to be there.
     ``report`` is for people only.
     """
 
@@ -75,6 +76,7 @@ class Node:
     agent: Joined | MemberOf | Gone | None = None
     left: bool = False
     unconfirmed_seconds: float | None = None
+    attached_seconds: float = 0.0
     told: set[tuple[object, ...]] = field(default_factory=set)
     report: pb.NodeReport | None = None
 

@@ -17,10 +17,10 @@ from ckptd.daemon.node import Node
 from ckptd.errors import CkptdError, ConfigError, NotFoundError, UnavailableError
 from ckptd.model.keys import log_key
 from ckptd.model.records import digest
+from ckptd.rpc import PROTOCOL_VERSION
 from ckptd.rpc.access import Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1.coordinator_pb2_grpc import CoordinatorStub
-from ckptd_client.messages import PROTOCOL_VERSION
 
 _log = structlog.get_logger(__name__)
 TOPIC = "coordinator"

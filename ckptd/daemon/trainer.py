@@ -14,7 +14,7 @@ from ckptd.daemon.process import Life
 from ckptd.daemon.ranks import RankRecord, to_pb
 from ckptd.daemon.restores import Ring
 from ckptd.daemon.tenants import Tenant, deed_of
-from ckptd.errors import CkptdError, ConfigError, CorruptError, NotFoundError, ProtocolError
+from ckptd.errors import CkptdError, ConfigError, CorruptError, NewerFormatError, NotFoundError, ProtocolError
 from ckptd.model.ids import Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client import messages as m
@@ -257,6 +257,8 @@ class Trainer:
         """Report at once that stored bytes are wrong or missing: the trainer, once told, may die without a word."""
         try:
             yield
+        except NewerFormatError:
+            raise  # nothing is known to be wrong with it: an upgrade reads it
         except (CorruptError, NotFoundError) as error:
             number, step = target.seq_plus_one - 1, target.step
             what = "CHECKPOINT DAMAGED, as seen from here; if it is, all ranks restore the one before"

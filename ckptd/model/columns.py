@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptd.errors import CorruptError
+from ckptd.errors import CorruptError, NewerFormatError
 
 FORMAT_VERSION: Final = 1
 READER_VERSION: Final = 1
@@ -102,11 +102,17 @@ class Format:
 
 
 def check_versions(what: str, version: object, reader: object) -> None:
-    """Raise CorruptError when this ckptd can't read what was written as ``version`` for readers from ``reader`` on."""
+    """Raise NewerFormatError for what was written as ``version`` for readers from ``reader`` on, when ours is older.
+
+    CorruptError for versions that no ckptd has written.
+    """
     if type(version) is not int or type(reader) is not int or reader < 1 or version < reader:
         raise CorruptError(f"{what} has impossible versions version={version!r:.40} reader={reader!r:.40}")
     if reader > READER_VERSION:
-        raise CorruptError(f"{what} was written by a newer ckptd; update this one: needs_reader={reader} have={READER_VERSION}")
+        raise NewerFormatError(
+            f"{what} was written by a newer ckptd: format {version}, for readers of {reader} or later;"
+            f" this ckptd reads up to {READER_VERSION}: upgrade it"
+        )
     if version != FORMAT_VERSION:
         raise CorruptError(f"{what} has a format that this ckptd doesn't know version={version} known={FORMAT_VERSION}")
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from ckptd.errors import CorruptError
+from ckptd.errors import CorruptError, NewerFormatError
 from ckptd.model.ids import Attempt
 
 FORMAT_VERSION: Final = 1
@@ -188,14 +188,17 @@ def decode(seq: int, data: bytes) -> Record:
         if problem:
             raise CorruptError(problem)
     except CorruptError as error:
-        raise CorruptError(f"log record doesn't parse: {error} seq={seq}") from None
+        raise type(error)(f"log record doesn't parse: {error} seq={seq}") from None
     if record.seq != seq:
         raise CorruptError(f"a log record stands at another's number: seq={seq} says={record.seq}")
     return record
 
 
 def parse_canonical(data: bytes, limit_bytes: int, names: str) -> dict[str, object]:
-    """Parse canonical JSON of one dict with exactly these keys and our format version, values unchecked. CorruptError."""
+    """Parse canonical JSON of one dict with exactly these keys and our format version, values unchecked.
+
+    Raises CorruptError, or NewerFormatError.
+    """
     if len(data) > limit_bytes:
         raise CorruptError(f"more than {limit_bytes} bytes")
     try:
@@ -205,10 +208,14 @@ def parse_canonical(data: bytes, limit_bytes: int, names: str) -> dict[str, obje
         raise CorruptError("not ASCII JSON") from None
     if not same:
         raise CorruptError("JSON not in canonical form")
-    fields = exact_fields(value, names)
-    if type(fields["v"]) is not int or fields["v"] != FORMAT_VERSION:
-        raise CorruptError(f"format version {fields['v']!r:.40}; this ckptd reads {FORMAT_VERSION}")
-    return fields
+    version = value.get("v") if isinstance(value, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:  # before its fields, which may be others
+        raise NewerFormatError(
+            f"it was written by a newer ckptd: format {version}; this ckptd reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CorruptError(f"format version {version!r:.40}; this ckptd reads {FORMAT_VERSION}")
+    return exact_fields(value, names)
 
 
 def exact_fields(value: object, names: str) -> dict[str, object]:

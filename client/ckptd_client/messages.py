@@ -196,7 +196,10 @@ class Vacate:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Slot ``slot`` holds the whole state after ``step`` steps, as its marks say; training stood still for ``stall_seconds``."""
+    """Slot ``slot`` holds the whole state after ``step`` steps, as its marks say.
+
+    ``stall_seconds``: how long training has stood still for it.
+    """
 
     layout: int
     slot: int

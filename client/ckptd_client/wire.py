@@ -21,12 +21,15 @@ _FDS = 4
 
 
 def default_socket() -> Path:
-    """Where this user's daemon listens: CKPTD_SOCKET, else the user's runtime directory, else /run/ckptd/<uid>/."""
+    """Where this user's daemon listens: CKPTD_SOCKET, else the user's runtime directory, else /run/ckptd/<uid>/.
+
+    The last is where the system's service manager starts one: it goes first when it is there.
+    """
     if named := os.environ.get("CKPTD_SOCKET"):
         return Path(named)
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "ckptd" / "daemon.sock"
-    return Path(f"/run/ckptd/{os.getuid()}/daemon.sock")
+    system = Path(f"/run/ckptd/{os.getuid()}/daemon.sock")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "ckptd" / "daemon.sock" if runtime and not system.exists() else system
 
 
 class Connection:

@@ -150,8 +150,8 @@ def test_client_and_daemon_of_different_versions(cluster: Cluster) -> None:
     assert done.returncode == FAILED
     said = done.stderr.splitlines()[-1]
     assert said.startswith("ckptd_client.errors.VersionMismatchError: ")
-    assert "install the same version of ckptd and ckptd-client and restart the older one" in said
-    assert "daemon speaks protocol 1, the client 99" in said
+    assert "this client speaks protocol 99, the daemon on this node 1; the daemon is older" in said
+    assert "install the same version of ckptd and ckptd-client and restart the daemon" in said
 
 
 def test_an_arena_that_does_not_fit(tmp_path: Path) -> None:

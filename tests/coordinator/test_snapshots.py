@@ -178,16 +178,58 @@ def test_commits_keep_the_order_of_steps():
     assert bench.log.candidate()[0].step == 200 and Attempt(first, 0) in bench.log.aborted
 
 
-def test_blind_member_pauses_snapshots():
-    """Nobody knows if its part will come; the slots are needed for the next one."""
+def blind_with_a_sealed_share() -> tuple[Bench, FakeNode, FakeNode, Snapshot]:
+    """Node b's daemon was killed in mid-drain; training goes on for far longer than a lease."""
     bench = Bench()
     a, b, generation = bench.two()
-    a.sealed(Snapshot(generation, 100), 0)
+    snapshot = Snapshot(generation, 100)
+    a.sealed(snapshot, 0)
+    b.sealed(snapshot, 1)
+    a.uploaded(snapshot, 0)
     b.disconnect()
-    for step in range(100, 110):
+    for step in range(100, 130):
         bench.pass_time(1)
         a.beat(generation, r0=step)
-    assert "node b" in bench.log.aborted[Attempt(Snapshot(generation, 100), 0)] and bench.running
+    assert bench.running and not bench.log.aborted and "is blind" in bench.waits()
+    return bench, a, b, snapshot
+
+
+def test_what_a_killed_daemon_had_sealed_is_waited_for():
+    """A blind node is not a dead one: its next daemon finds the sealed share in shared memory, and says so again."""
+    bench, _, b, snapshot = blind_with_a_sealed_share()
+    b.incarnation = "b-2"
+    b.connect()
+    b.member(snapshot.generation, 1, 2)
+    b.sealed(snapshot, 1)
+    assert not bench.log.committed
+    b.uploaded(snapshot, 1)
+    assert Attempt(snapshot, 0) in bench.log.committed and bench.running
+    assert [c.seq for c in b.told("committed")] == [bench.log.committed[Attempt(snapshot, 0)]]
+
+
+def test_what_a_killed_daemon_had_sealed_is_lost_with_its_memory():
+    """The trainer is told by the next daemon that its arena is not there, and says that it misses the step."""
+    bench, _, b, snapshot = blind_with_a_sealed_share()
+    b.incarnation = "b-2"
+    b.connect()
+    b.member(snapshot.generation, 1, 2)
+    b.say(missed=pb.Missed(attempt=to_attempt(Attempt(snapshot, 0)), rank=1, reason="its shared memory was lost"))
+    assert "memory was lost" in bench.log.aborted[Attempt(snapshot, 0)] and bench.running
+
+
+def test_a_silent_member_of_a_broken_world_is_not_waited_for():
+    bench, a, _, snapshot = blind_with_a_sealed_share()
+    a.join()
+    assert "node b" in bench.log.aborted[Attempt(snapshot, 0)]
+
+
+def test_a_node_that_left_is_not_waited_for():
+    bench = Bench()
+    a, b, generation = bench.two()
+    snapshot = Snapshot(generation, 100)
+    a.sealed(snapshot, 0)
+    b.say(goodbye=pb.Goodbye(reason="told to stop"))
+    assert bench.log.aborted[Attempt(snapshot, 0)] == "node b has left"
 
 
 def test_stale_generation_is_ignored():

@@ -119,6 +119,7 @@ def main() -> None:
             rng=ckpt.rng_restored,
             lr=scheduler.get_last_lr(),
         )
+        handles: list[ckptd_client.Handle] = []
         for step in range(done + 1, options.until + 1):
             hold(options.pause_file, step)
             loss = train_step(ckpt, model, optimizer, data, goal, options.batch)
@@ -128,6 +129,11 @@ def main() -> None:
             if saved is not None and options.durable:
                 saved.wait(60)
             tell("step", step=step, world=world, loss=loss, noise=noise, staged=saved is not None)
+            if saved is not None:
+                handles.append(saved)
+            for handle in [handle for handle in handles if not handle.open]:
+                handles.remove(handle)
+                tell("settled", step=handle.step, durable=handle.durable)
         tell("end", step=options.until, digests=digests(model, optimizer))
     if dist.is_initialized():
         dist.destroy_process_group()

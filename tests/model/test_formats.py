@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ckptd.commit.assemble import merge
-from ckptd.errors import ConfigError, CorruptError
+from ckptd.errors import ConfigError, CorruptError, NewerFormatError
 from ckptd.model.dtypes import dtype_code, dtype_name, item_bytes
 from ckptd.model.index import decode_index
 from ckptd.model.layout import decode_layout
@@ -151,14 +151,16 @@ def test_a_place_outside_of_its_frames_is_refused(column: str, change: int) -> N
 @pytest.mark.parametrize("which", range(3), ids=NAMES[:3])
 def test_newer_versions_are_refused_by_name(which: int) -> None:
     data, again = FORMATS[which]
-    with pytest.raises(CorruptError, match="newer ckptd; update this one: needs_reader=2"):
+    with pytest.raises(
+        NewerFormatError, match="newer ckptd: format 2, for readers of 2 or later; this ckptd reads up to 1: upgrade it"
+    ):
         again(data[:8] + struct.pack("<II", 2, 2) + data[16:])
     with pytest.raises(CorruptError, match="doesn't know version=2"):
         again(data[:8] + struct.pack("<II", 2, 1) + data[16:])
 
 
 def test_a_newer_manifest_is_refused_by_name_whatever_fields_it_has() -> None:
-    with pytest.raises(CorruptError, match="newer ckptd"):
+    with pytest.raises(NewerFormatError, match=r"newer ckptd.*upgrade it"):
         decode_manifest(msgpack.packb({"version": 7, "reader": 5, "surprise": [1]}))
     with pytest.raises(CorruptError, match="impossible versions"):
         decode_manifest(msgpack.packb({"version": True, "reader": None}))

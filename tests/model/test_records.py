@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptd.errors import CorruptError
+from ckptd.errors import CorruptError, NewerFormatError
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.records import (
     GENESIS,
@@ -137,6 +137,12 @@ def test_a_flipped_byte_is_refused_or_means_itself(one: Record, place: int, byte
     except CorruptError:
         return
     assert encode(found) == bytes(data)
+
+
+def test_a_newer_record_is_refused_by_name_whatever_fields_it_has() -> None:
+    """Its version is its minimum reader, too: who can't fold one record knows nothing of those after it."""
+    with pytest.raises(NewerFormatError, match="newer ckptd: format 2; this ckptd reads up to 1: upgrade it"):
+        decode(5, b'{"surprise":[1],"v":2}')
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""The service manager's protocol, against a manager of the test's own on a real socket, with a real daemon under it."""
+
+from __future__ import annotations
+
+import array
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptd.notify import Notifier, kept_descriptors, notifier
+from ckptd_client import messages as m
+from ckptd_client.arena import HELD, Arena
+from ckptd_client.wire import Connection, dial
+from tests.waiting import eventually_sync
+
+# exec after the descriptors are where the protocol wants them, as a service manager does it
+LAUNCH = """
+import os, sys
+kept = [int(fd) for fd in sys.argv[1].split(",") if fd]
+high = [os.dup2(fd, 200 + at) for at, fd in enumerate(kept)]
+for at, fd in enumerate(high):
+    os.dup2(fd, 3 + at)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-m", "ckptd", "daemon", *sys.argv[2:]])
+"""
+
+
+class Manager:
+    """What systemd does for one unit: it listens, keeps descriptors, and starts the service again with them."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.kept: dict[str, int] = {}
+        self.told: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self._socket.settimeout(0.02)
+
+    def listen(self) -> list[str]:
+        """Take in what has come; everything that was told so far."""
+        while True:
+            try:
+                text, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4 * 16))
+            except TimeoutError:
+                return self.told
+            fds = array.array("i")
+            for _, _, payload in ancillary:
+                fds.frombytes(payload)
+            lines = dict(line.split("=", 1) for line in text.decode().splitlines())
+            self.told += [line for line in text.decode().splitlines() if not line.startswith("FDPOLL")]
+            if lines.get("FDSTORE") == "1":
+                self.kept[lines["FDNAME"]] = fds[0]
+            elif lines.get("FDSTOREREMOVE") == "1" and (fd := self.kept.pop(lines["FDNAME"], None)) is not None:
+                os.close(fd)
+
+    def start(self, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+        """Start the service with what is kept."""
+        environment = {**os.environ, "NOTIFY_SOCKET": self.address, "LISTEN_FDNAMES": ":".join(self.kept), **more}
+        environment["LISTEN_FDS"] = str(len(self.kept))
+        fds = list(self.kept.values())
+        numbers = ",".join(map(str, fds))
+        return subprocess.Popen([sys.executable, "-c", LAUNCH, numbers, *arguments], env=environment, pass_fds=fds)
+
+    def close(self) -> None:
+        self._socket.close()
+        for fd in self.kept.values():
+            os.close(fd)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_messages(tmp_path: Path, abstract: bool) -> None:
+    manager = Manager(f"@ckptd-test-{os.getpid()}" if abstract else str(tmp_path / "notify"))
+    environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid()), "HOME": "/"}
+    to = notifier(environment)
+    assert environment == {"HOME": "/"} and to.watchdog_seconds == 2.0
+    to.ready()
+    to.status("two\nlines")
+    to.alive()
+    to.alive()  # too soon after the last one
+    to.stopping()
+    with open("/dev/null", "rb") as file:
+        to.keep("abc", file.fileno())
+    assert manager.listen() == ["READY=1", "STATUS=two lines", "WATCHDOG=1", "STOPPING=1", "FDSTORE=1", "FDNAME=abc"]
+    assert os.path.samestat(os.fstat(manager.kept["abc"]), os.stat("/dev/null"))
+    to.let_go("abc")
+    manager.listen()
+    assert not manager.kept
+    manager.close()
+    to.ready()  # nobody is there any more: no harm
+
+
+def test_without_a_service_manager() -> None:
+    to = notifier({"WATCHDOG_USEC": "1000000"})
+    assert to.watchdog_seconds is None
+    to.ready()
+    assert notifier({"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}).watchdog_seconds is None
+    assert Notifier("@x", 1.0).watchdog_seconds == 1.0
+
+
+def test_descriptors_of_others_are_not_ours() -> None:
+    for environment in (
+        {},
+        {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a"},
+        {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "-1"},
+        {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "100000"},
+    ):
+        assert kept_descriptors(environment) == {} and environment == {}
+
+
+def say(path: Path) -> Connection:
+    """A trainer's hello."""
+    connection = dial(path, 10.0)
+    pidfd = os.pidfd_open(os.getpid())
+    connection.send(m.Hello(m.PROTOCOL_VERSION, "trainer", "job", 0, 1, 0, "alone-1", (1, 1), 0), (pidfd,))
+    os.close(pidfd)
+    assert isinstance(connection.receive()[0], m.Welcome)
+    return connection
+
+
+def test_a_sealed_slot_survives_the_loss_of_the_directory(tmp_path: Path) -> None:
+    """SIGKILL, and the arena directory is wiped (as by PrivateTmp, RuntimeDirectory, RemoveIPC): a kept descriptor is all."""
+    manager, arenas, path = Manager(str(tmp_path / "notify")), tmp_path / "arenas", tmp_path / "daemon.sock"
+    arguments = ["--store", str(tmp_path / "store"), "--node", "n", "--arena-directory", str(arenas), "--socket", str(path)]
+    daemon = manager.start(*arguments, WATCHDOG_USEC="400000")
+    try:
+        eventually_sync(lambda: "READY=1" in manager.listen(), "the daemon is ready")
+        trainer = say(path)
+        item = m.Item("x", "object", "global", "object", (), (), (), 0, 4096)
+        trainer.send(m.Register(1, 2, 4096, [item]))
+        _, (fd,) = trainer.receive()
+        arena = Arena(fd)
+        arena.begin(1)
+        arena.slot(1)[:5] = b"hello"
+        arena.seal(1, (1, 1), 7, [5])
+        daemon.kill()  # before it was told
+        daemon.wait()
+        shutil.rmtree(arenas)
+        eventually_sync(lambda: arena.id in manager.listen() or arena.id in manager.kept, "the descriptor")
+        manager.told.clear()
+
+        daemon = manager.start(*arguments, WATCHDOG_USEC="400000")
+        eventually_sync(lambda: "READY=1" in manager.listen(), "the next daemon is ready")
+        data = tmp_path / "store" / "job" / "data" / "1-1.7.0"
+        eventually_sync(lambda: any(path.read_bytes() == b"hello" for path in data.glob("n.*-0.seg")), "the upload")
+        eventually_sync(lambda: manager.listen().count("WATCHDOG=1") >= 3, "a fed watchdog")
+        trainer = say(path)
+        trainer.send(m.Resume(1, arena.id))
+        resumed = trainer.receive()[0]
+        assert isinstance(resumed, m.Resumed) and resumed.free == [0]
+        assert (arena.look(1).state, arena.look(1).number) == (HELD, 0)
+        trainer.send(m.Resume(2, "0" * 32))
+        failed = trainer.receive()[0]
+        assert isinstance(failed, m.Failed) and "no such arena" in failed.message
+        os.close(fd)
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(30) == 0
+        manager.close()
