@@ -64,9 +64,8 @@ class Gone:
 class Node:
     """One daemon. ``told`` is what it was told on its present stream (see ``tell``).
 
-    ``attached_seconds``: when it last came back. ``unconfirmed_seconds``: since when a new stream has said nothing of the agent, or
-    of trainers, that we believe to be there.
-    ``report`` is for people only.
+    ``attached_seconds``: when it last came back. ``unconfirmed_seconds``: since when a new stream has said nothing of the
+    agent, or of trainers, that we believe to be there. ``report`` is for people only.
     """
 
     id: str

@@ -116,6 +116,28 @@ def test_a_seal_lost_with_its_daemon_does_not_end_all_snapshots():
     )
 
 
+def test_a_pause_waits_for_a_blind_daemons_next_life():
+    """Sealed while no daemon listened: the next one finds it and says so with its first facts."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    first = Snapshot(generation, 100)
+    a.sealed(first, 0)
+    a.uploaded(first, 0)
+    b.disconnect()
+    a.say(missed=pb.Missed(attempt=to_attempt(Attempt(Snapshot(generation, 200), 0)), rank=0, reason="no free slot"))
+    for step in range(250, 280):
+        bench.pass_time(1)
+        a.beat(generation, r0=step)
+    assert Attempt(first, 0) not in bench.log.aborted
+    b.incarnation = "b-2"
+    b.connect()
+    bench.pass_time(1)
+    b.member(generation, 1, 2)
+    b.sealed(first, 1)
+    b.uploaded(first, 1)
+    assert Attempt(first, 0) in bench.log.committed and bench.running
+
+
 def test_a_schedule_begins_where_no_rank_is_past_it():
     """Fast steps: what a heartbeat said is old when the schedule arrives."""
     bench = Bench()
