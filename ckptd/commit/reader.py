@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import structlog
+
 from ckptd.commit.fold import EMPTY, State, check_chain, fold
-from ckptd.commit.state import decode_state
+from ckptd.commit.state import decode_state, state_hash
 from ckptd.errors import CorruptError, LogTruncatedError
 from ckptd.model.keys import log_key, state_key
 from ckptd.model.records import GENESIS, MAX_NUMBER, canonical, decode, digest, is_number, parse_canonical
@@ -16,6 +19,9 @@ MAX_HINT_BYTES: Final = 200
 # of them.
 _LOOK_BEYOND: Final = (1, 2, 4, 8, 16)
 _GALLOP: Final = 4
+MAX_REFOLD_RECORDS: Final = 100_000
+_AT_ONCE: Final = 32
+_log = structlog.get_logger(__name__)
 
 Get = Callable[[int], Awaitable[bytes | None]]
 GetState = Callable[[int, str], Awaitable[bytes | None]]
@@ -83,8 +89,8 @@ async def read_state(get: Get, get_state: GetState, job: str, tail: int) -> Stat
     """The state after record ``tail``, from the folded state that the record names; checks both against the record before.
 
     None when ``tail`` isn't the tail any more and its folded state was collected: look for the tail again, from the next
-    record on, which is there. Raises LogTruncatedError for a missing record, and for a missing folded state at the very tail,
-    which nobody may collect; CorruptError when they don't fit together.
+    record on, which is there. A missing or damaged folded state at the very tail, which nobody may collect, is made anew from
+    all records. Raises LogTruncatedError for a missing record; CorruptError when they don't fit together.
     """
     data = await _present(get, job, tail)
     try:
@@ -96,20 +102,42 @@ async def read_state(get: Get, get_state: GetState, job: str, tail: int) -> Stat
     else:
         previous = digest(await _present(get, job, tail - 1))
         found = await get_state(tail, record.state)
-        if found is None:
-            # Asked after the state was seen missing: whoever deleted it had seen later records before.
-            if await get(tail + 1) is not None:
-                return None
-            raise LogTruncatedError(
-                f"the folded state that record {tail} names is gone key={state_key(job, tail, record.state)}"
-            )
-        if digest(found) != record.state:
-            raise CorruptError(f"a folded state doesn't match its hash key={state_key(job, tail, record.state)}")
-        before = decode_state(found)
+        # Asked after the state was seen missing: whoever deleted it had seen later records before.
+        if found is None and await get(tail + 1) is not None:
+            return None
+        if found is None or digest(found) != record.state:
+            before = await _refold(get, job, tail, record.state)
+        else:
+            before = decode_state(found)
     if before.tail != tail - 1 or before.last != previous:
         raise CorruptError(f"a log record names the folded state of another history key={log_key(job, tail)}")
     check_chain(before, record)
     return fold(before, record)[0]
+
+
+async def _refold(get: Get, job: str, tail: int, name: str) -> State:
+    """The folded state before record ``tail``, from all records before it: the object that holds it is gone or damaged.
+
+    Nothing is believed that isn't in a record, and the result must have the hash that record ``tail`` names.
+    """
+    key = state_key(job, tail, name)
+    if tail > MAX_REFOLD_RECORDS:
+        raise CorruptError(f"the folded state is missing or damaged, and the log too long to do without key={key}")
+    _log.error("A FOLDED STATE IS MISSING OR DAMAGED; folding all records instead", key=key, records=tail)
+    state = EMPTY
+    for start in range(0, tail, _AT_ONCE):
+        numbers = range(start, min(start + _AT_ONCE, tail))
+        for seq, body in zip(numbers, await asyncio.gather(*(_present(get, job, seq) for seq in numbers)), strict=True):
+            try:
+                record = decode(seq, body)
+            except CorruptError as error:
+                raise CorruptError(f"{error} key={log_key(job, seq)}") from None
+            if record.previous != state.last:
+                raise CorruptError(f"a log record doesn't follow the one before key={log_key(job, seq)}")
+            state = fold(state, record)[0]
+    if state_hash(state) != name:
+        raise CorruptError(f"the records before don't make the folded state that the last one names key={log_key(job, tail)}")
+    return state
 
 
 async def _present(get: Get, job: str, seq: int) -> bytes:

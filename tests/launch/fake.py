@@ -100,6 +100,12 @@ class Fake:
             for node in self.connections:
                 self._send(node, Complete("all ranks have finished", False))
 
+    def stop(self, diagnosis: str) -> None:
+        """The job can't go on."""
+        with self.lock:
+            for node in self.connections:
+                self._send(node, Complete(diagnosis, True))
+
     def _regroup(self, nodes: list[int]) -> None:
         for node in nodes:
             self._send(node, Regroup(self.generation, "a test wants it"))

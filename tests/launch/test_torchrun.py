@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptd_client.messages import Leave, World
+from ckptd_client.messages import Join, Leave, World
 from tests.launch.fake import Fake
 from tests.launch.processes import Launched, launched, until
 
@@ -48,4 +48,20 @@ def test_two_agents_form_reform_and_end(tmp_path: Path) -> None:
         assert second.wait() == 0
         until(lambda: not first.left() + second.left(), "nothing is left")
         assert [leave.failed for leave in fake.said(Leave)] == [False, False]
+    fake.close()
+
+
+def test_a_stopped_job_ends_running_workers_and_says_why(tmp_path: Path) -> None:
+    fake = Fake(want=1)
+    with agent(fake, 0, tmp_path) as torchrun:
+        os.kill(int(torchrun.line(r"rank=0 world=1 pid=(\d+)")[1]), signal.SIGKILL)
+        torchrun.line(r"rank=0 world=1")
+        first, second = fake.said(Join)
+        assert first.failure == ""
+        assert second.failure.startswith("rank 0: exit code -9 (Signal 9 (SIGKILL) received by PID")
+        fake.stop("the job is stopped: it can't go on")
+        torchrun.line("RendezvousClosedError: the job is stopped: it can't go on")
+        assert torchrun.wait() == 1
+        until(lambda: not torchrun.left(), "nothing is left")
+        assert fake.said(Leave)[0].failed
     fake.close()
