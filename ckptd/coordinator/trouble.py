@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ckptd.coordinator.alive import blind_nodes
+from ckptd.coordinator.fruitless import offered
 from ckptd.coordinator.membership import waiting
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import State, World
@@ -26,7 +27,11 @@ def troubles_of(now: float, state: State, options: CoordinatorOptions) -> dict[s
     if (short := _too_few(now, state, options)) is not None:
         found["nodes"] = short
     if state.failed:
-        found["job"] = f"the job is stopped: {state.complete}"
+        found["job"] = state.complete or ""
+    elif state.fruitless:
+        back = ", and the checkpoint before the last one is tried" if offered(state) != state.candidate else ""
+        last = state.failures[-1].what
+        found["failures"] = f"{state.fruitless} worlds in a row failed without a new checkpoint{back}: {last}"
     world = state.world
     if world is None or state.complete:
         return found

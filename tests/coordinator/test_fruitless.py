@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptd.coordinator.convert import to_generation
+from ckptd.coordinator.trouble import troubles_of
 from ckptd.model.ids import NO_GENERATION
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from tests.coordinator.harness import OPTIONS, Bench, FakeNode
@@ -149,9 +150,10 @@ def test_what_was_stepped_over_is_quarantined_with_the_first_commit_without_it()
     for _ in range(LIMIT):
         two.fail()
         target = two.run()
-    assert (
-        target.step == 100 and f"record {newer} of step 200 stepped over" in target.loss and "100 steps are lost" in target.loss
-    )
+    assert target.step == 100
+    assert f"record {newer} of step 200 stepped over" in target.loss and "100 steps are lost" in target.loss
+    said = troubles_of(two.bench.clock.now, two.bench.engine.state, PATIENT)["failures"]
+    assert said.startswith(f"{LIMIT} worlds in a row") and "before the last one is tried" in said and BOOM in said
     assert not two.bench.log.quarantined
     again = two.commit(200)
     assert two.bench.log.quarantined == {newer}
