@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ os.execv(sys.executable, [sys.executable, "-m", "ckptd", "daemon", *sys.argv[2:]
 """
 
 
+# a trainer of job "dead" that seals a slot and waits to be killed
+TRAINER = """
+import os, pathlib, sys, time
+from tests.daemon.test_notify import register, say
+trainer = say(pathlib.Path(sys.argv[1]), "dead")
+register(trainer, b"bye")
+print("sealed", flush=True)
+time.sleep(600)
+"""
+
+
 class Manager:
     """What systemd does for one unit: it listens, keeps descriptors, and starts the service again with them."""
 
@@ -40,15 +52,14 @@ class Manager:
         self.told: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        self._socket.settimeout(0.02)
+        self._listening = threading.Thread(target=self._listen)
+        self._listening.start()
 
-    def listen(self) -> list[str]:
-        """Take in what has come; everything that was told so far."""
+    def _listen(self) -> None:
         while True:
-            try:
-                text, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4 * 16))
-            except TimeoutError:
-                return self.told
+            text, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4 * 16))
+            if not text:
+                return
             fds = array.array("i")
             for _, _, payload in ancillary:
                 fds.frombytes(payload)
@@ -68,6 +79,9 @@ class Manager:
         return subprocess.Popen([sys.executable, "-c", LAUNCH, numbers, *arguments], env=environment, pass_fds=fds)
 
     def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", self._socket.getsockname())
+        self._listening.join()
         self._socket.close()
         for fd in self.kept.values():
             os.close(fd)
@@ -86,11 +100,11 @@ def test_messages(tmp_path: Path, abstract: bool) -> None:
     to.stopping()
     with open("/dev/null", "rb") as file:
         to.keep("abc", file.fileno())
-    assert manager.listen() == ["READY=1", "STATUS=two lines", "WATCHDOG=1", "STOPPING=1", "FDSTORE=1", "FDNAME=abc"]
+    wanted = ["READY=1", "STATUS=two lines", "WATCHDOG=1", "STOPPING=1", "FDSTORE=1", "FDNAME=abc"]
+    eventually_sync(lambda: manager.told == wanted and bool(manager.kept), "all messages")
     assert os.path.samestat(os.fstat(manager.kept["abc"]), os.stat("/dev/null"))
     to.let_go("abc")
-    manager.listen()
-    assert not manager.kept
+    eventually_sync(lambda: not manager.kept, "the descriptor's end")
     manager.close()
     to.ready()  # nobody is there any more: no harm
 
@@ -113,11 +127,11 @@ def test_descriptors_of_others_are_not_ours() -> None:
         assert kept_descriptors(environment) == {} and environment == {}
 
 
-def say(path: Path) -> Connection:
+def say(path: Path, job: str = "job") -> Connection:
     """A trainer's hello."""
     connection = dial(path, 10.0)
     pidfd = os.pidfd_open(os.getpid())
-    connection.send(m.Hello(m.PROTOCOL_VERSION, "trainer", "job", 0, 1, 0, "alone-1", (1, 1), 0), (pidfd,))
+    connection.send(m.Hello(m.PROTOCOL_VERSION, "trainer", job, 0, 1, 0, "alone-1", (1, 1), 0), (pidfd,))
     os.close(pidfd)
     assert isinstance(connection.receive()[0], m.Welcome)
     return connection
@@ -130,32 +144,46 @@ def answer(trainer: Connection) -> tuple[m.Message, list[int]]:
     return got
 
 
+def register(trainer: Connection, body: bytes) -> Arena:
+    """Get an arena, and seal step 7 in its slot 1 without a word."""
+    item = m.Item("x", "object", "global", "object", (), (), (), 0, 4096)
+    trainer.send(m.Register(1, 2, 4096, [item]))
+    _, (fd,) = answer(trainer)
+    arena = Arena(fd)
+    os.close(fd)
+    arena.begin(1)
+    arena.slot(1)[: len(body)] = body
+    arena.seal(1, (1, 1), 7, [len(body)])
+    return arena
+
+
 def test_a_sealed_slot_survives_the_loss_of_the_directory(tmp_path: Path) -> None:
     """SIGKILL, and the arena directory is wiped (as by PrivateTmp, RuntimeDirectory, RemoveIPC): a kept descriptor is all."""
     manager, arenas, path = Manager(str(tmp_path / "notify")), tmp_path / "arenas", tmp_path / "daemon.sock"
     arguments = ["--store", str(tmp_path / "store"), "--node", "n", "--arena-directory", str(arenas), "--socket", str(path)]
     daemon = manager.start(*arguments, WATCHDOG_USEC="400000")
     try:
-        eventually_sync(lambda: "READY=1" in manager.listen(), "the daemon is ready")
+        eventually_sync(lambda: "READY=1" in manager.told, "the daemon is ready")
         trainer = say(path)
-        item = m.Item("x", "object", "global", "object", (), (), (), 0, 4096)
-        trainer.send(m.Register(1, 2, 4096, [item]))
-        _, (fd,) = answer(trainer)
-        arena = Arena(fd)
-        arena.begin(1)
-        arena.slot(1)[:5] = b"hello"
-        arena.seal(1, (1, 1), 7, [5])
+        arena = register(trainer, b"hello")
+        command = [sys.executable, "-c", TRAINER, str(path)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+        assert child.stdout is not None and child.stdout.readline() == b"sealed\n"
         daemon.kill()  # before it was told
         daemon.wait()
+        child.kill()
+        child.communicate()
         shutil.rmtree(arenas)
-        eventually_sync(lambda: arena.id in manager.listen() or arena.id in manager.kept, "the descriptor")
+        eventually_sync(lambda: len(manager.kept) == 2, "the descriptors")
         manager.told.clear()
 
         daemon = manager.start(*arguments, WATCHDOG_USEC="400000")
-        eventually_sync(lambda: "READY=1" in manager.listen(), "the next daemon is ready")
+        eventually_sync(lambda: "READY=1" in manager.told, "the next daemon is ready")
         data = tmp_path / "store" / "job" / "data" / "1-1.7.0"
-        eventually_sync(lambda: any(path.read_bytes() == b"hello" for path in data.glob("n.*-0.seg")), "the upload")
-        eventually_sync(lambda: manager.listen().count("WATCHDOG=1") >= 3, "a fed watchdog")
+        eventually_sync(lambda: any(path.read_bytes() == b"hello" for path in data.glob("n.*.seg")), "the upload")
+        data = tmp_path / "store" / "dead" / "data" / "1-1.7.0"  # its trainer is dead, too
+        eventually_sync(lambda: any(path.read_bytes() == b"bye" for path in data.glob("n.*.seg")), "the other upload")
+        eventually_sync(lambda: manager.told.count("WATCHDOG=1") >= 3, "a fed watchdog")
         trainer = say(path)
         trainer.send(m.Resume(1, arena.id))
         resumed = answer(trainer)[0]
@@ -164,7 +192,6 @@ def test_a_sealed_slot_survives_the_loss_of_the_directory(tmp_path: Path) -> Non
         trainer.send(m.Resume(2, "0" * 32))
         failed = answer(trainer)[0]
         assert isinstance(failed, m.Failed) and "no such arena" in failed.message
-        os.close(fd)
     finally:
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(30) == 0
