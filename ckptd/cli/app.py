@@ -1,4 +1,5 @@
-"""The `ckptd` command. Exit codes: 0 done, 1 it failed, 2 bad usage or settings, 3 the job id is in use."""
+"""The `ckptd` command. Exit codes: 0 done, 1 it failed, 2 bad usage or settings, 3 the job id is in use, 4 asked, and
+something is wrong (status, show)."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ import typer
 from ckptd.cli.coordinator import coordinator
 from ckptd.cli.daemon import daemon
 from ckptd.cli.demo import demo
+from ckptd.cli.events import events
 from ckptd.cli.gc import gc
 from ckptd.cli.ls import ls
+from ckptd.cli.options import log_style
 from ckptd.cli.pin import pin
 from ckptd.cli.retire import retire
 from ckptd.cli.run import run
+from ckptd.cli.show import show
 from ckptd.cli.status import status
 from ckptd.cli.unpin import unpin
 from ckptd.cli.verify import OptionalShare, verify
 from ckptd.errors import CkptdError, ConfigError, JobInUseError, StoreConfigError, UnsafeStoreError
+from ckptd.observe import setup_logging
 
 app = typer.Typer(
     name="ckptd",
@@ -29,18 +34,21 @@ app = typer.Typer(
 app.command()(daemon)
 app.command()(coordinator)
 app.command()(ls)
+app.command()(show)
 app.command()(status)
 app.command()(pin)
 app.command()(unpin)
 app.command()(retire)
 app.command()(gc)
 app.command(cls=OptionalShare)(verify)
+app.command()(events)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(run)
 app.command()(demo)
 
 
 def main() -> None:
     """Run a verb; an error of ours is one line on stderr and an exit code, never a traceback."""
+    setup_logging(log_style())  # to stderr, whatever the verb: stdout is its answer
     try:
         app()
     except JobInUseError as error:
