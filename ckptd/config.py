@@ -61,6 +61,7 @@ class DaemonSettings(_Section):
     drain_seconds: float = Field(30.0, ge=0, description="at SIGTERM, how long uploads may go on")
     token_file: Path | None = Field(None, description="shared token for the coordinator; not readable by every user")
     tls_ca_file: Path | None = Field(None, description="PEM: who may vouch for the coordinator; none: no TLS")
+    metrics_bind: str | None = Field(None, description="host:port for Prometheus, port 0 for any free one; none: not served")
 
 
 class CoordinatorSettings(_Section):
@@ -71,6 +72,7 @@ class CoordinatorSettings(_Section):
     token_file: Path | None = Field(None, description="shared token that every call must carry; not readable by every user")
     tls_cert_file: Path | None = Field(None, description="PEM: certificate (chain) for the advertised address; none: no TLS")
     tls_key_file: Path | None = Field(None, description="PEM: its private key, not readable by every user")
+    metrics_bind: str | None = Field(None, description="host:port for Prometheus, port 0 for any free one; none: not served")
     every_steps: int = Field(100, ge=1, description="a snapshot every so many steps")
     heartbeat_seconds: float = Field(0.5, gt=0, description="between heartbeats of a node")
     lease_seconds: float = Field(3.0, gt=0, description="silence after which a node may be called dead, at least 2 heartbeats")

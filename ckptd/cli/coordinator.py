@@ -62,6 +62,7 @@ def coordinator(
             access=Access(guard.token, read_authorities(settings.daemon.tls_ca_file)),
             take_over=take_over,
             exit_when_complete=exit_when_complete,
+            metrics_bind=chosen.metrics_bind,
         )
     )
     sys.exit(code)

@@ -5,6 +5,7 @@ Everything here runs on one event loop and never waits: the log's work is queued
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -34,6 +35,7 @@ from ckptd.coordinator.durable import LogResult, Pinned, Quarantined, Settled, T
 from ckptd.coordinator.enact import LogJob, enact
 from ckptd.coordinator.events import Events
 from ckptd.coordinator.kv import KvStores
+from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.report import status_of
 from ckptd.coordinator.restoring import holder_in_use
@@ -46,6 +48,7 @@ from ckptd.troubles import Trouble as Concern
 from ckptd.troubles import Troubles
 
 MAX_ACTIONS_PER_STEP = 10_000
+LOOK_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -83,6 +86,7 @@ class Engine:
         log: LogView,
         clock: Clock = SYSTEM_CLOCK,
         wake: Callable[[], None] = lambda: None,
+        metrics: CoordinatorMetrics | None = None,
     ) -> None:
         self._options = options
         self._log = log
@@ -93,6 +97,8 @@ class Engine:
         self._reasons: dict[str, str] = {}
         self._reasons_since: dict[str, float] = {}
         self.events = Events(epoch)
+        self.metrics = metrics or CoordinatorMetrics("")
+        self._looked_seconds = 0.0
         self.troubles = Troubles(clock)
         self.troubles.heard = self._heard
         self._stepped_seconds = clock.monotonic()
@@ -159,6 +165,7 @@ class Engine:
             case TailAbsent():
                 state.permit_asked, state.permit_seconds = False, now
             case Settled(attempt, outcome):
+                self.metrics.settled(state.snapshots.get(attempt.snapshot), outcome, now, time.time())
                 state.settle(attempt, outcome)
                 if outcome.seq is not None:
                     state.begin_anew()
@@ -200,6 +207,10 @@ class Engine:
             raise AssertionError("decide() wants the same thing again and again")
         self._tell()
         self.troubles.only(troubles_of(now, self.state, self._options))
+        self.metrics.watch(self.state.world, now)
+        if now - self._looked_seconds >= LOOK_SECONDS:
+            self._looked_seconds = now
+            self.metrics.look(self.status(""))
 
     def status(self, job: str) -> pb.StatusReply:
         """How it is, for people."""

@@ -21,15 +21,18 @@ from ckptd.coordinator.confirming import confirmer
 from ckptd.coordinator.durable import Assemble, LogWorker
 from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.leader import announce, check_free
+from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.service import CoordinatorService, serve
 from ckptd.coordinator.tidy import Tidier
 from ckptd.errors import CkptdError, ConfigError, OfficeLostError
+from ckptd.metrics import serve_metrics
 from ckptd.model.ids import check_job
 from ckptd.model.keys import log_key
 from ckptd.model.records import digest
 from ckptd.rpc.access import OPEN, UNGUARDED, Access, Guard
 from ckptd.store.base import Store
+from ckptd.store.metered import MeteredStore
 from ckptd.store.open import check_store
 from ckptd.store.probe import probe
 
@@ -54,6 +57,7 @@ async def run_coordinator(
     access: Access = OPEN,
     take_over: bool = False,
     exit_when_complete: bool = False,
+    metrics_bind: str | None = None,
     assemble: Assemble | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> int:
@@ -67,6 +71,9 @@ async def run_coordinator(
     check_job(job)
     if not check_bind(bind, guard.token) and guard.certificate is None:
         _log.warning("the shared token goes over the network in the clear; set tls_cert_file and tls_key_file", bind=bind)
+    metrics = CoordinatorMetrics(job)
+    serve_metrics(metrics_bind, metrics.registry)
+    store = MeteredStore(store, metrics.store)
     await check_store(store)
     await probe(store, f"{job}/")
     await check_free(store, job, take_over, options.lease_seconds, access, clock)
@@ -77,7 +84,7 @@ async def run_coordinator(
     committer = Committer(log, office)
     worker = LogWorker(log, committer, assemble or assembler(store, job), confirmer(store, job), clock)
     woken = asyncio.Event()
-    engine = Engine(office.epoch, options, worker, clock, woken.set)
+    engine = Engine(office.epoch, options, worker, clock, woken.set, metrics)
     worker.report = engine.log_done
     tidier = Tidier(log, committer, options.retention, engine.pin_in_use, clock)
     collector = Collector(store, job, log, committer, options.grace_seconds, engine.passed, clock)

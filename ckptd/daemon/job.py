@@ -252,6 +252,14 @@ class Job:
             agent=self._agent is not None and not self._agent.peer.exited.is_set(),
         )
 
+    def measure(self) -> None:
+        """Set this job's gauges."""
+        metrics, trainers = self.node.metrics, self._trainers.values()
+        metrics.ranks.labels(self.name).set(len(trainers))
+        metrics.step.labels(self.name).set(max((trainer.step for trainer in trainers), default=0))
+        metrics.free_slots.labels(self.name).set(min((trainer.free_slots for trainer in trainers), default=0))
+        metrics.connected.labels(self.name).set(self._link.connected)
+
     def notice(self, text: str) -> None:
         """Tell one trainer of this node; its log is the one that people look at."""
         first = min(self._trainers.values(), key=lambda trainer: trainer.record.rank, default=None)

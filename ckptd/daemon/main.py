@@ -16,13 +16,16 @@ import structlog
 from ckptd.clock import SYSTEM_CLOCK
 from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
+from ckptd.daemon.metrics import DaemonMetrics
 from ckptd.daemon.node import Node, Watch
 from ckptd.daemon.server import Server, listen
+from ckptd.metrics import serve_metrics
 from ckptd.notify import feed, kept_descriptors, notifier
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access, read_authorities, read_token
 from ckptd.store.base import Store
 from ckptd.store.limit import LimitedStore
+from ckptd.store.metered import MeteredStore
 from ckptd.store.open import check_store
 from ckptd.store.retry import RetryingStore, RetrySettings
 from ckptd.troubles import Troubles
@@ -39,6 +42,8 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
     """
     daemon = settings.daemon
     manager, kept = notifier(os.environ), kept_descriptors(os.environ)
+    metrics = DaemonMetrics()
+    bare = MeteredStore(bare, metrics.store)
     await check_store(bare)
     path = daemon.socket or default_socket()
     sock = listen(path)
@@ -46,6 +51,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
         arenas = ArenaHost(
             settings.arena.directory or Path(f"/dev/shm/ckptd-{os.getuid()}-{daemon.node}"), settings.arena.limit_bytes, manager
         )
+        serve_metrics(daemon.metrics_bind, metrics.registry)
         troubles = Troubles()
         node = Node(
             name=daemon.node,
@@ -71,6 +77,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
             watch=Watch(),
             troubles=troubles,
             started=SYSTEM_CLOCK.monotonic(),
+            metrics=metrics,
         )
         server = Server(node, sock)
         server.recover(arenas.recover(kept))
@@ -83,12 +90,14 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
         serving = node.watch.spawn(server.serve())
         tidying = node.watch.spawn(server.forget_deserted())
         feeding = node.watch.spawn(feed(manager, asyncio.sleep, lambda: _threads_turn(node.pool)))
+        measuring = node.watch.spawn(server.measure())
         node.watch.failed.add_done_callback(lambda _: stop.set())
         await stop.wait()
         _log.info("daemon_stopping", node=node.name)
         manager.stopping()
         serving.cancel()
         tidying.cancel()
+        measuring.cancel()
         await server.close()
         feeding.cancel()
         if node.watch.failed.done():

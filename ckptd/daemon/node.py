@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
+from ckptd.daemon.metrics import DaemonMetrics
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access
 from ckptd.store.base import Store
@@ -56,6 +57,7 @@ class Node:
     watch: Watch
     troubles: Troubles
     started: float  # on the monotonic clock
+    metrics: DaemonMetrics
 
     @property
     def writer(self) -> str:

@@ -39,6 +39,7 @@ _CONNECTIONS = 1024
 _HELLO_SECONDS = 10.0
 _SEND_SECONDS = 1  # a peer that leaves its socket full for so long is cut off; it blocks the event loop meanwhile
 _DESERTED_SECONDS = 60.0
+_MEASURE_SECONDS = 1.0
 _UCRED = struct.Struct("3i")
 
 
@@ -162,6 +163,17 @@ class Server:
             for name in [name for name in quiet if name in self._jobs and self._jobs[name].deserted]:
                 _log.info("job_forgotten", job=name)
                 await self._jobs.pop(name).close(0)
+                self._node.metrics.forget(name)
+
+    async def measure(self) -> None:
+        """Set the gauges now and then, until cancelled."""
+        metrics = self._node.metrics
+        while True:
+            metrics.arena_bytes.set(self._node.arenas.used_bytes)
+            metrics.troubles.set(len(self._node.troubles.all()))
+            for job in self._jobs.values():
+                job.measure()
+            await asyncio.sleep(_MEASURE_SECONDS)
 
     def _notice(self, trouble: Trouble, seconds: float | None) -> None:
         text = f"{trouble.topic}: {trouble.what}" if seconds is None else f"over after {seconds:.0f} s: {trouble.topic}"

@@ -182,6 +182,8 @@ class Snapshots:
         if local is None or local.committed or local.number != message.attempt.number:
             return
         now = time.monotonic()
+        self._node.metrics.snapshots.labels(self._job, "durable").inc()
+        self._node.metrics.durable_seconds.labels(self._job).observe(now - local.staged)
         self.newest = pb.Durable(
             step=local.id.step,
             bytes=local.raw_bytes,
@@ -208,6 +210,7 @@ class Snapshots:
         local = self._all.get(snapshot)
         if local is None or local.committed or local.number != message.attempt.number:
             return
+        self._node.metrics.snapshots.labels(self._job, "aborted").inc()
         _log.warning("aborted", job=self._job, snapshot=str(local.id), reason=message.reason)
         for slot in local.slots.values():
             slot.aborted(message.reason)
@@ -215,6 +218,7 @@ class Snapshots:
 
     def _taken(self) -> None:
         self._missed_in_a_row = 0
+        self._node.metrics.snapshots.labels(self._job, "sealed").inc()
         self._node.troubles.end("snapshots", self._job)
 
     def _not_taken(self, local: LocalSnapshot, reason: str) -> None:
@@ -222,6 +226,7 @@ class Snapshots:
         if not local.missing_said:
             local.missing_said = True
             self._missed_in_a_row += 1
+            self._node.metrics.snapshots.labels(self._job, "missed").inc()
         if self._missed_in_a_row >= _MISSED_IN_A_ROW:
             what = f"the last {_MISSED_IN_A_ROW} snapshots or more were missed here, the last one by {reason}"
             self._node.troubles.begin("snapshots", what, self._job)
@@ -300,8 +305,12 @@ class Snapshots:
     async def _upload(self, local: LocalSnapshot) -> None:
         node = self._node
 
-        def stored(raw: int, _stored: int) -> None:
+        raw_bytes, stored_bytes = node.metrics.raw_bytes.labels(self._job), node.metrics.stored_bytes.labels(self._job)
+
+        def stored(raw: int, stored: int) -> None:
             local.stored_bytes += raw
+            raw_bytes.inc(raw)
+            stored_bytes.inc(stored)
 
         sources = [slot.source() for _, slot in sorted(local.slots.items())]
         try:
