@@ -77,7 +77,7 @@ class LocalSnapshot:
     missed: dict[int, str] = field(default_factory=dict)
     upload: asyncio.Task[None] | None = None
     part: bytes | None = None
-    staged: float = 0.0  # on the monotonic clock, when all ranks of this node had sealed
+    staged: float = field(default_factory=time.monotonic)  # when all ranks of this node had sealed; found later: when that was
     stored_bytes: int = 0  # raw bytes that are in the store
     missing_said: bool = False
     seq: int | None = None  # of its commit
