@@ -11,12 +11,14 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from socket import gethostname
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from ckptd.errors import ConfigError
+
+PREFIX: Final = "CKPTD_"
 
 
 class _Section(BaseModel):
@@ -94,7 +96,7 @@ class CoordinatorSettings(_Section):
 class Settings(BaseSettings):
     """Everything."""
 
-    model_config = SettingsConfigDict(env_prefix="CKPTD_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     store: StoreSettings = StoreSettings()  # type: ignore[call-arg]
     arena: ArenaSettings = ArenaSettings()  # type: ignore[call-arg]
@@ -131,43 +133,82 @@ def load_settings(file: Path | None, overrides: Mapping[str, Mapping[str, object
             content = tomllib.loads(text)
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"can't read the settings in {file}: {error}") from error
+    _check_environment()
     try:
         settings = Settings(**content)  # type: ignore[arg-type]
-        merged = settings.model_dump()
-        for section, values in overrides.items():
-            merged[section].update({key: value for key, value in values.items() if value is not None})
-        # validated again as a plain model: the command line wins over the environment
-        return Settings.model_construct(
-            store=StoreSettings.model_validate(merged["store"]),
-            arena=ArenaSettings.model_validate(merged["arena"]),
-            daemon=DaemonSettings.model_validate(merged["daemon"]),
-            coordinator=CoordinatorSettings.model_validate(merged["coordinator"]),
-        )
+    except SettingsError as error:
+        raise ConfigError(
+            f"settings are not possible: environment variable {PREFIX}STORE__STORAGE_OPTIONS: write it as JSON, as in"
+            ' {"endpoint_url": "http://host:9000"}'
+        ) from error
     except ValidationError as error:
-        raise ConfigError(_explain(error, file, text)) from error
+        raise ConfigError(_explain(error, "", file, text)) from error
+    # validated again as plain models: the command line wins over the environment
+    sections: dict[str, BaseModel] = {}
+    for name, kind in _sections().items():
+        values = getattr(settings, name).model_dump()
+        values.update({key: value for key, value in overrides.get(name, {}).items() if value is not None})
+        try:
+            sections[name] = kind.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, name, None, "")) from error
+    return Settings.model_construct(**sections)  # type: ignore[arg-type]
 
 
-def _explain(error: ValidationError, file: Path | None, text: str) -> str:
+def _sections() -> dict[str, type[BaseModel]]:
+    return {name: kind for name, field in Settings.model_fields.items() if isinstance(kind := field.annotation, type)}
+
+
+def _check_environment() -> None:
+    """A section that is misspelt in the environment would be overlooked. Raises ConfigError."""
+    for name in os.environ:
+        section, separator, _ = name.upper().removeprefix(PREFIX).partition("__")
+        if name.upper().startswith(PREFIX) and separator and section.lower() not in _sections():
+            raise ConfigError(
+                f"settings are not possible: environment variable {name}: there is no such section"
+                f" (sections: {', '.join(_sections())}; a key is {PREFIX}<SECTION>__<KEY>)"
+            )
+
+
+def _explain(error: ValidationError, section: str, file: Path | None, text: str) -> str:
+    """``section``: what the places in ``error`` lie in; only the command line is left to have said it then."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
-        place = [str(part) for part in problem["loc"]]
-        where = f"{file}:{_line_of(text, place)}: " if file is not None and _line_of(text, place) else ""
+        place = [part for part in (section, *map(str, problem["loc"])) if part]
         what = "there is no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
-        lines.append(f"{where}{'.'.join(place)}: {what}{_allowed(place)}")
+        if len(place) == 1 and place[0] in _sections():
+            what = f"this is a section; write [{place[0]}] and its keys below"
+        lines.append(f"{_source(place, section, file, text)}{'.'.join(place)}: {what}{_allowed(place)}")
     return "settings are not possible: " + "; ".join(lines)
+
+
+def _source(place: list[str], section: str, file: Path | None, text: str) -> str:
+    """Who said it: the environment wins over the file."""
+    variable = PREFIX + "__".join(place[:2]).upper()
+    named = next((name for name in os.environ if name.upper() == variable), None)
+    if section:
+        return "command line: "
+    if named is not None:
+        return f"environment variable {named}: "
+    line = _line_of(text, place) if file is not None else None
+    return f"{file}:{line}: " if line is not None else ""
 
 
 def _line_of(text: str, place: list[str]) -> int | None:
     """Line of ``section.key`` in TOML text, as far as a look at the lines tells."""
-    section = ""
+    section, found = "", None
     for number, line in enumerate(text.splitlines(), 1):
         if head := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = head[1].strip()
             if place == [section]:
                 return number
-        elif (key := re.match(r"\s*([A-Za-z0-9_]+)\s*=", line)) and [part for part in (section, key[1]) if part] == place[:2]:
-            return number
-    return None
+        elif key := re.match(r"\s*([A-Za-z0-9_.]+)\s*=(.*)", line):
+            names = [part for part in (*section.split("."), *key[1].split(".")) if part]
+            if names[:2] == place[:2]:
+                return number
+            if names == place[:1] and re.search(rf"\b{re.escape(place[1])}\s*=", key[2]):
+                found = number  # an inline table
+    return found
 
 
 def _allowed(place: list[str]) -> str:

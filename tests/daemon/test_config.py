@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,57 @@ def test_values_are_never_repeated(tmp_path: Path) -> None:
 def test_from_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="every_steps"):
         load_settings(None, {"coordinator": {"every_steps": 0}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[daemon]\ncpu_threads = "many"\n', ":2: daemon.cpu_threads: Input should be a valid integer"),
+        (
+            "[arena]\n[daemon]\n\ncpu_thread = 1\n",
+            ":4: daemon.cpu_thread: there is no such setting (keys of [daemon]: socket, ",
+        ),
+        ("daemon = 5\n", ":1: daemon: this is a section; write [daemon] and its keys below"),
+        ("# x\ndaemon.cpu_threads = 0\n", ":2: daemon.cpu_threads: Input should be greater than or equal to 1"),
+        ("daemon = { node = 'a', cpu_threads = 0 }\n", ":1: daemon.cpu_threads: Input should be greater than"),
+        ("[demon]\n", ":1: demon: there is no such setting (sections: store, arena, daemon, coordinator"),
+        ("[daemon]\nnode = 'a'\nnode = 'b'\n", "line 3"),
+    ],
+)
+def test_a_mistake_in_the_file_is_found(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)) as raised:
+        load_settings(file, {})
+    assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CKPTD_DAEMON__CPU_THREADS", "many", "environment variable CKPTD_DAEMON__CPU_THREADS: daemon.cpu_threads: Input"),
+        ("CKPTD_DAEMON__CPU_THREAD", "4", "environment variable CKPTD_DAEMON__CPU_THREAD: daemon.cpu_thread: there is no such"),
+        (
+            "CKPTD_DEMON__CPU_THREADS",
+            "4",
+            "environment variable CKPTD_DEMON__CPU_THREADS: there is no such section (sections: ",
+        ),
+        ("CKPTD_STORE__STORAGE_OPTIONS", "{hunter2", "environment variable CKPTD_STORE__STORAGE_OPTIONS: write it as JSON"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[daemon]\ncpu_threads = 4\n")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(said)) as raised:
+        load_settings(file, {})
+    assert str(file) not in str(raised.value) and "hunter2" not in str(raised.value)
+
+
+def test_a_mistake_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[coordinator]\nevery_steps = 4\n")
+    with pytest.raises(ConfigError, match=r"command line: coordinator\.every_steps: .* \(a snapshot every so many steps\)"):
+        load_settings(file, {"coordinator": {"every_steps": 0}})
