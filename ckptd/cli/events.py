@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ckptd.cli.asking import access_of, find_coordinator, in_words, open_log_store, words_of
 from ckptd.cli.options import ConfigFile, JobId, StoreUrl
+from ckptd.cli.words import people
 from ckptd.commit.log import CommitLog
 from ckptd.config import Settings, load_settings
 from ckptd.errors import CkptdError, ConfigError, UnavailableError
@@ -71,7 +72,7 @@ def events(
     settings = load_settings(config, {"store": {"url": store}, "daemon": {"coordinator": coordinator}})
     if not settings.store.url and not settings.daemon.coordinator:
         raise ConfigError("whom to ask? say --store URL, or --coordinator host:port")
-    console = Console(highlight=False, soft_wrap=True)
+    console = people()
     try:
         asyncio.run(_tell(settings, job, follow, lambda line: _print(console, line, json)))
     except KeyboardInterrupt:

@@ -7,14 +7,13 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from ckptd.cli.listing import Listed, read_listing
 from ckptd.cli.options import ConfigFile, JobId, StoreUrl, reading_store
 from ckptd.cli.progress import progress
-from ckptd.cli.words import AsJson, duration, print_json
+from ckptd.cli.words import AsJson, duration, people, print_json
 from ckptd.config import load_settings
 
 
@@ -40,9 +39,9 @@ def ls(
     table = Table("record", "step", "generation", "ranks", "age", "raw", "stored", "state", title=f"checkpoints of job {job}")
     for one in found:
         table.add_row(*_row(one))
-    Console().print(table if found else f"job {job} has no committed checkpoint")
+    people().print(table if found else f"job {job} has no committed checkpoint")
     if retired:
-        Console().print(f"and {retired} retired {'ones' if retired > 1 else 'one'}")
+        people().print(f"and {retired} retired {'ones' if retired > 1 else 'one'}")
 
 
 def _row(one: Listed) -> tuple[str, ...]:

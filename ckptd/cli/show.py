@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from ckptd.cli.listing import Listed, listed
 from ckptd.cli.options import ConfigFile, JobId, StoreUrl, reading_store
 from ckptd.cli.progress import progress
-from ckptd.cli.words import AsJson, duration, print_json
+from ckptd.cli.words import AsJson, duration, people, print_json
 from ckptd.commit.catalog import CatalogEntry, Status, catalog
 from ckptd.commit.log import CommitLog
 from ckptd.commit.state import State
@@ -61,7 +61,7 @@ def show(
     settings = load_settings(config, {"store": {"url": store}})
     with progress("reading the checkpoint"):
         found = asyncio.run(_read(reading_store(settings), job, step, record))
-    print_json(_plain(found)) if json else _print(found, Console(highlight=False, soft_wrap=True))
+    print_json(_plain(found)) if json else _print(found, people())
     if found.damage:
         raise typer.Exit(4)
 

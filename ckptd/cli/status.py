@@ -27,7 +27,7 @@ from ckptd.cli.asking import (
 )
 from ckptd.cli.options import ConfigFile, StoreUrl
 from ckptd.cli.progress import progress
-from ckptd.cli.words import AsJson, duration, numbers, plain, print_json, since
+from ckptd.cli.words import AsJson, duration, numbers, people, plain, print_json, since
 from ckptd.config import Settings, load_settings
 from ckptd.errors import CkptdError
 from ckptd.model.ids import check_job
@@ -120,7 +120,7 @@ def status(
         check_job(job)
     with progress("asking"):
         answers = asyncio.run(ask(settings, job))
-    print_json(as_json(answers)) if json else show(answers, Console(highlight=False, soft_wrap=True))
+    print_json(as_json(answers)) if json else show(answers, people())
     sys.stdout.flush()
     # A store that hangs holds a thread that a normal exit would wait for.
     os._exit(answers.code())

@@ -10,8 +10,14 @@ from typing import Annotated, Any
 
 import typer
 from google.protobuf.message import Message
+from rich.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="for programs: one JSON document on stdout")]
+
+
+def people() -> Console:
+    """Where people read; not folded to 80 columns where it goes into a file or another program."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 def print_json(value: object) -> None:
