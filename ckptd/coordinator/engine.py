@@ -167,7 +167,7 @@ class Engine:
             case Settled(attempt, outcome):
                 self.metrics.settled(state.snapshots.get(attempt.snapshot), outcome, now, time.time())
                 state.settle(attempt, outcome)
-                if outcome.seq is not None:
+                if outcome.seq is not None and not state.failed:
                     state.begin_anew()
                 world = state.world
                 if outcome.seq is not None and world is not None and attempt.snapshot.generation == world.id:
