@@ -124,12 +124,10 @@ class Job:
         tenant.retire()
         self.snapshots.trainer_gone()
         self.tenants.tidy()
-        known = self._ranks.by_place.get((deed.world_key, deed.rank))
-        if known is None or known.process == deed.process:
+        if (deed.world_key, deed.rank) not in self._ranks.by_place:  # else it, or its successor, has come to us after all
             generation, _ = tenant.world
             record = RankRecord(deed.world_key, deed.rank, deed.world_size, deed.process, generation, deed.base_seq, True)
             record.gone = "the trainer's process ended"
-            record.finished = known is not None and known.finished
             self._ranks.add(record)
             self.send(record.lost())
 

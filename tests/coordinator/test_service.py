@@ -224,7 +224,9 @@ async def test_refusals(store):
     """Each says why, and what to try."""
     async with coordinator(store, guard=Guard("secret")) as (_, address):
         async with Daemon(address, "a", protocol=99, token="secret") as old:
-            assert (await old.until("refused")).code == "version"
+            refusal = await old.until("refused")
+            assert refusal.code == "version"
+            assert "speaks protocol 1, the daemon 99; the coordinator is older: upgrade ckptd there" in refusal.message
         async with Daemon(address, "a", job="other", token="secret") as lost:
             assert "job 'job'" in (await lost.until("refused")).message
         async with Daemon(address, "a", token="secret") as rude:

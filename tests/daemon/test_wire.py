@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd_client import messages as m
-from ckptd_client.errors import DaemonUnavailableError, ProtocolError
+from ckptd_client.errors import DaemonUnavailableError, ProtocolError, VersionMismatchError
 from ckptd_client.wire import Connection
 
 KINDS = typing.get_args(m.Message)
@@ -156,3 +156,13 @@ def test_too_many_descriptors(ends: tuple[Connection, socket.socket]) -> None:
     socket.send_fds(theirs, [struct.pack(">I", len(body)) + body], [0] * 9)
     with pytest.raises(ProtocolError, match="descriptors"):
         connection.receive()
+
+
+@pytest.mark.parametrize("kind", [m.Hello, m.Welcome])
+def test_a_newcomer_of_another_version_is_known_as_such_whatever_fields_it_has(kind: type[m.Message]) -> None:
+    body = {"protocol": m.PROTOCOL_VERSION + 1, "surprise": 1}
+    with pytest.raises(VersionMismatchError, match="install the same version of ckptd and ckptd-client"):
+        m.decode(msgpack.packb([kind.__name__, body]))
+    with pytest.raises(ProtocolError) as caught:
+        m.decode(msgpack.packb([kind.__name__, body | {"protocol": m.PROTOCOL_VERSION}]))
+    assert not isinstance(caught.value, VersionMismatchError)
