@@ -127,7 +127,7 @@ class Job:
         if (deed.world_key, deed.rank) not in self._ranks.by_place:  # else it, or its successor, has come to us after all
             generation, _ = tenant.world
             record = RankRecord(deed.world_key, deed.rank, deed.world_size, deed.process, generation, deed.base_seq, True)
-            record.gone = "the trainer's process ended"
+            record.gone, record.unseen = "the trainer's process ended", True
             self._ranks.add(record)
             self.send(record.lost())
 

@@ -48,6 +48,7 @@ class RankRecord:
     report: pb.RestoreReport | None = None
     finished: bool = False
     gone: str = ""
+    unseen: bool = False  # it was an earlier daemon's, and ended before it came to this one: that is all there is to say
 
     def up(self) -> pb.FromNode:
         """The message that says this rank is there."""
@@ -65,6 +66,9 @@ class RankRecord:
 
     def facts(self) -> Iterator[pb.FromNode]:
         """Everything the coordinator must know of this rank."""
+        if self.unseen:
+            yield self.lost()
+            return
         yield self.up()
         if self.asked:
             yield pb.FromNode(restore_ask=pb.RestoreAsk(generation=to_pb(self.generation), rank=self.rank))
