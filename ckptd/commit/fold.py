@@ -89,13 +89,13 @@ def fold(state: State, record: Record) -> tuple[State, Verdict]:
     return replace(after, tail=record.seq, last=digest(encode(record))), verdict
 
 
-def check_chain(state: State, record: Record) -> None:
-    """Raise CorruptError unless ``record`` was written to stand right after exactly this history."""
+def check_chain(state: State, record: Record, name: str) -> None:
+    """Raise CorruptError unless ``record`` was written to stand right after this very history; ``name``: state_hash(state)."""
     if record.seq != state.tail + 1 or record.previous != state.last:
         raise CorruptError(
             f"the log's chain is broken: record doesn't follow the one before seq={record.seq} tail={state.tail}"
         )
-    if record.state != state_hash(state):
+    if record.state != name:
         raise CorruptError(f"the log's chain is broken: record names another folded state than ours seq={record.seq}")
 
 

@@ -74,6 +74,7 @@ class CommitLog:
         self._nonce = nonce
         self._lock = asyncio.Lock()
         self._state: State | None = None
+        self._encoded: tuple[State, bytes, str] | None = None
 
     @property
     def state(self) -> State:
@@ -146,11 +147,18 @@ class CommitLog:
         nonce = self._nonce()
         if isinstance(body, Epoch):
             office = Office(body.number, nonce)
-        return Record(state.tail + 1, nonce, state.last, digest(encode_state(state)), office, body)
+        return Record(state.tail + 1, nonce, state.last, self._bytes_of(state)[1], office, body)
+
+    def _bytes_of(self, state: State) -> tuple[bytes, str]:
+        """The state's bytes and their hash, worked out once: they are as long as all history."""
+        if self._encoded is None or self._encoded[0] is not state:
+            data = encode_state(state)
+            self._encoded = (state, data, digest(data))
+        return self._encoded[1:]
 
     async def _write(self, state: State, draft: Record, effort: Effort) -> bool:
         """Make ``draft`` the next record; False if another's stands there now. Either way what stands there is folded."""
-        before, data = encode_state(state), encode(draft)
+        before, data = self._bytes_of(state)[0], encode(draft)
         if len(before) > MAX_STATE_BYTES:
             raise ResourceError(f"the folded state of the log is too big bytes={len(before)} limit={MAX_STATE_BYTES}")
         try:
@@ -198,7 +206,7 @@ class CommitLog:
         state = self.state
         try:
             record = decode(state.tail + 1, data)
-            check_chain(state, record)
+            check_chain(state, record, self._bytes_of(state)[1])
         except CorruptError as error:
             key = log_key(self._job, state.tail + 1)
             raise CorruptError(f"the commit log is damaged: {error} key={key} store={self._store.url}. {_NEEDS_YOU}") from None

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from ckptd.commit.fold import EMPTY, State, check_chain, fold
-from ckptd.commit.state import decode_state, state_hash
+from ckptd.commit.state import EMPTY_HASH, decode_state, state_hash
 from ckptd.errors import CorruptError, LogTruncatedError
 from ckptd.model.keys import log_key, state_key
 from ckptd.model.records import GENESIS, MAX_NUMBER, canonical, decode, digest, is_number, parse_canonical
@@ -98,7 +98,7 @@ async def read_state(get: Get, get_state: GetState, job: str, tail: int) -> Stat
     except CorruptError as error:
         raise CorruptError(f"{error} key={log_key(job, tail)}") from None
     if tail == 0:
-        before, previous = EMPTY, GENESIS
+        before, previous, name = EMPTY, GENESIS, EMPTY_HASH
     else:
         previous = digest(await _present(get, job, tail - 1))
         found = await get_state(tail, record.state)
@@ -107,11 +107,12 @@ async def read_state(get: Get, get_state: GetState, job: str, tail: int) -> Stat
             return None
         if found is None or digest(found) != record.state:
             before = await _refold(get, job, tail, record.state)
+            name = state_hash(before)
         else:
-            before = decode_state(found)
+            before, name = decode_state(found), record.state
     if before.tail != tail - 1 or before.last != previous:
         raise CorruptError(f"a log record names the folded state of another history key={log_key(job, tail)}")
-    check_chain(before, record)
+    check_chain(before, record, name)
     return fold(before, record)[0]
 
 
