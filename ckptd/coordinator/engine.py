@@ -253,7 +253,7 @@ class Engine:
         world = self.state.world
         if isinstance(action, FormGeneration | FormRanks | Adopt) and world is not None:
             self._kv.current(world.id)
-        elif isinstance(action, CompleteJob | StopJob):
+        elif isinstance(action, CompleteJob):
             self._kv.complete()
 
     def _tell(self) -> None:

@@ -98,8 +98,13 @@ class AgentLink:
 
     @property
     def complete(self) -> bool:
-        """Whether the job is done."""
+        """Whether the job is over, done or stopped."""
         return self._complete is not None
+
+    def check_over(self) -> None:
+        """Raises JobCompleteError or JobStoppedError once the job is over."""
+        if self._complete is not None:
+            raise (JobStoppedError if self._complete.failed else JobCompleteError)(self._complete.reason)
 
     def join(self, local_world_size: int, min_nodes: int, max_nodes: int, deadline: float, failure: str = "") -> Formed:
         """Leave the present generation (its workers are stopped) and wait for the next one.
@@ -177,8 +182,7 @@ class AgentLink:
             self._changed.notify_all()
 
     def _check_worth_waiting(self, number: int) -> None:
-        if self._complete is not None:
-            raise (JobStoppedError if self._complete.failed else JobCompleteError)(self._complete.reason)
+        self.check_over()
         if self._refused is not None:
             raise self._refused
         if self._regroup is not None and not isinstance(self._pending.get(number), Join):

@@ -144,8 +144,7 @@ class CkptdRendezvousHandler(RendezvousHandler):
             store.multi_set(_MASTER, [self._params.local_addr or socket.getfqdn(), str(free_port)])
         store.set(f"{_ROLE_INFO}{me}", json.dumps({"role": role, "rank": me, "local_world_size": local_world_size}))
         *infos, address, port = store.multi_get([*(f"{_ROLE_INFO}{node}" for node in nodes), *_MASTER])
-        if self._link.complete:
-            raise JobCompleteError("while the agents met")
+        self._link.check_over()
         store.settle(_all_ranks(infos))
         store.set_timeout(patience)
         master = RendezvousStoreInfo(address.decode(), int(port))
