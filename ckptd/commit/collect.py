@@ -166,17 +166,19 @@ async def make_plan(
 ) -> Plan:
     """What may go by ``state``, with what it takes. Reads and lists; writes nothing but CLOCK, to learn the store's time.
 
-    ``known`` remembers records' Last-Modified from plan to plan. With ``max_objects`` a plan ends when it has so many, and the
-    objects of what has to wait are not listed. Raises what the store raises.
+    ``known`` remembers records' Last-Modified from plan to plan, as long as they matter. With ``max_objects`` a plan ends when
+    it has so many, and the objects of what has to wait are not listed. Raises what the store raises.
     """
     present = await _look(store, job, state)
     now = await store_time(store, job)
     due: list[Item] = []
     waiting: list[Item] = []
     taken = 0
+    asked: set[int] = set()
     for thing, at, why in deletable(state, present):
         if max_objects is not None and taken >= max_objects:
             break
+        asked.add(at)
         if at not in known:
             known[at] = (await store.info(log_key(job, at))).modified_seconds
         when = known[at] + grace_seconds
@@ -186,6 +188,9 @@ async def make_plan(
             continue  # nothing but an empty directory, or what isn't ours
         taken += len(objects)
         (due if when <= now else waiting).append(Item(thing, why, known[at], when, objects))
+    else:
+        for forgotten in known.keys() - asked:  # what they ended is gone
+            del known[forgotten]
     for item in _states(state, present, grace_seconds, now):
         (due if item.due_seconds <= now else waiting).append(item)
     unsettled = tuple(sorted(present.attempts - state.committed.keys() - state.aborted.keys()))

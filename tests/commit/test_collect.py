@@ -430,6 +430,20 @@ async def test_what_is_not_ours_is_left_alone() -> None:
     assert all(f"{JOB}/{name}" in store.objects for name in foreign)
 
 
+async def test_what_is_collected_is_forgotten() -> None:
+    """There is always something that waits in a job that goes on: what was remembered of the rest must not pile up."""
+    store, log, committer, coordinator = await quiet()
+    known: dict[int, float] = {}
+    for step in range(10, 200, 10):
+        await coordinator.attempt(committer, Attempt(Snapshot(Generation(1, 1), step), 0))
+        for n in [n for n, entry in log.state.commits.items() if entry.live][:-2]:
+            await committer.retire(n)
+        plan = await make_plan(store, JOB, log.state, 8.0, known, 100)
+        await execute(store, log, plan)
+        assert len(known) <= len(plan.due) + len(plan.waiting)
+    assert store.deleted and plan.waiting and not store.wrong
+
+
 async def test_a_plan_that_the_log_does_not_bear_out_is_not_carried_out() -> None:
     store, log, committer, coordinator = await quiet()
     for step in (10, 20):
