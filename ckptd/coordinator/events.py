@@ -1,4 +1,4 @@
-"""What has happened to the job, for people: the last few thousand events, numbered within one coordinator's reign.
+"""What has happened to the job, for people: the last thousand events, numbered within one coordinator's reign.
 
 Nothing is decided by them, and they go with their coordinator: the commit log is what stays.
 """
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
-KEPT: Final = 4096
+KEPT: Final = 1000
 MAX_TEXT: Final = 1000
 
 
