@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.scene import EVERY_STEPS, FROZEN_MB, TRAINER, ChaosError, Scene, needed, until
+from chaos.ledger import judge, read, surviving
+from chaos.scene import EVERY_STEPS, ChaosError, Scene, needed, until
 from chaos.victims import REGROUPS, STRIKES
 from ckptd.demo.cluster import Node
 from ckptd.demo.process import Output, Process
@@ -128,13 +129,23 @@ def _trained(scene: Scene) -> bool:
 
 
 def compare(scene: Scene) -> None:
-    """Train the same in one plain process without any daemon: every step's loss must be the same."""
+    """Every step's loss must be that of an undisturbed run, and each sample trained on exactly once by the trainers' ledger."""
+    wrong = wrong_losses(scene.steps(), undisturbed_losses(scene))
+    if wrong:
+        raise ChaosError(f"{len(wrong)} steps differ from the undisturbed run, first: {'; '.join(wrong[:3])}")
+    problems = judge(surviving(read(scene.ledger)), scene.furthest())
+    if problems:
+        raise ChaosError("; ".join(problems[:3]))
+
+
+def undisturbed_losses(scene: Scene) -> dict[int, float]:
+    """Train the same in one plain process without any daemon: step → loss."""
     directory = scene.directory / "undisturbed"
     directory.mkdir()
     output = Output(directory)
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"CKPTD_SOCKET": str(directory / "none"), "CKPTD_JOB": "undisturbed", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TRAINER), "--until", str(scene.furthest()), "--frozen-mb", str(FROZEN_MB)]
+    command = [sys.executable, str(scene.job.script), *scene.job.arguments, "--pace", "0", "--until", str(scene.furthest())]
     process = Process("undisturbed", command, environment, output)
     try:
         code = process.wait(_REFERENCE_SECONDS)
@@ -144,6 +155,4 @@ def compare(scene: Scene) -> None:
     losses = {step.step: step.loss for step in read_steps(list(output))}
     if code != 0 or len(losses) != scene.furthest():
         raise ChaosError(f"the undisturbed run ended with {code} after {len(losses)} steps; its log is in {directory}")
-    wrong = wrong_losses(scene.steps(), losses)
-    if wrong:
-        raise ChaosError(f"{len(wrong)} steps differ from the undisturbed run, first: {'; '.join(wrong[:3])}")
+    return losses

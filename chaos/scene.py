@@ -8,9 +8,11 @@ import string
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.invariants import Inspector, Offer, Restored
+from chaos.ledger import LEDGER
 from chaos.minio import MinioServer
 from chaos.objects import DirectoryObjects, Objects, S3Objects
 from ckptd.demo.cluster import Cluster, Node, Plan
@@ -42,14 +44,33 @@ def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the scene's job is, by default a real torch training, and a snapshot every so many steps."""
+
+    script: Path = TRAINER
+    arguments: Sequence[str] = ("--pace", str(PACE_SECONDS), "--frozen-mb", str(FROZEN_MB))
+    every_steps: int = EVERY_STEPS
+
+
+TORCH = Job()
+
+
 class Scene:
     """One job on ``nodes`` nodes ("a", "b", …), that may be any number of them from ``min_nodes`` on."""
 
     def __init__(
-        self, directory: Path, minio: bool, launcher: Sequence[str] | None = None, nodes: int = 2, min_nodes: int = 1
+        self,
+        directory: Path,
+        minio: bool,
+        launcher: Sequence[str] | None = None,
+        nodes: int = 2,
+        min_nodes: int = 1,
+        job: Job = TORCH,
     ) -> None:
         """``launcher``: what starts an agent, instead of ckptd-run."""
         self._launcher = launcher
+        self.job = job
         self._names = string.ascii_lowercase[:nodes]
         self.minio = MinioServer() if minio else None
         # The cluster names its shared memory after the directory above: that one must be the only one of its name.
@@ -57,7 +78,9 @@ class Scene:
         directory.mkdir()
         self.directory = directory
         self.end_file = directory / "end"
-        environment = {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(UPLOAD_BYTES_PER_SECOND)}
+        self.ledger = directory / "ledger"
+        self.ledger.mkdir()
+        environment = {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(UPLOAD_BYTES_PER_SECOND), LEDGER: str(self.ledger)}
         objects: Objects
         if self.minio is None:
             store = str(directory / "store")
@@ -71,9 +94,9 @@ class Scene:
                 raise
             objects = S3Objects(self.minio.client(), "chaos")
             environment["CKPTD_STORE__STORAGE_OPTIONS"] = json.dumps(self.minio.storage_options)
-        arguments = ["--end-file", str(self.end_file), "--pace", str(PACE_SECONDS), "--frozen-mb", str(FROZEN_MB)]
-        plan = Plan(JOB, store, TRAINER, arguments, min_nodes, nodes, environment=environment)
-        self.cluster = Cluster(plan, directory, ["--every", str(EVERY_STEPS)])
+        arguments = [*job.arguments, "--end-file", str(self.end_file)]
+        plan = Plan(JOB, store, job.script, arguments, min_nodes, nodes, environment=environment)
+        self.cluster = Cluster(plan, directory, ["--every", str(job.every_steps)])
         self.inspector = Inspector(objects, JOB)
         self.settled_ranks = 0
         self._read_lines = 0

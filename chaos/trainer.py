@@ -4,7 +4,7 @@
     trainer.py --until N                                             undisturbed, for comparison
 
 All in float64: what differs by more than rounding after hundreds of steps in many worlds is wrong. Rank 0 prints each step as
-the example does; every rank says what it restored, and which process it is.
+the example does; every rank says what it restored, and which process it is, and keeps a ledger of what it trained on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import ckptd_client
+from chaos.ledger import GLOBAL_BATCH, LEDGER, NUM_SAMPLES, Book
 
 _NEVER = 1 << 40
 
@@ -56,7 +57,7 @@ def main() -> None:
         fully_shard(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0 / (1 + n / 50))
-    data = torch.randn(997, 7)
+    data = torch.randn(NUM_SAMPLES, 7)
     goal = data.sum(dim=1, keepdim=True).sin()
 
     with ckptd_client.connect() as ckpt:
@@ -64,22 +65,25 @@ def main() -> None:
         step = ckpt.restore()
         epoch, n = ckpt._member.generation  # nobody but a checker of generations needs it, so the client doesn't show it
         say(f"restored rank={rank} step={step} world={world} generation={epoch}-{n} pid={os.getpid()}")
+        book = Book(os.environ.get(LEDGER), (epoch, n), rank, world, step)
         end = agree(options, 0.0)[1]
         while step < end:
             step += 1
             started = time.monotonic()
-            loss = 0.0
-            for indices, scale in ckpt.batches(len(data), 24, 8, 5):
+            loss, samples = 0.0, list[int]()
+            for indices, scale in ckpt.batches(NUM_SAMPLES, GLOBAL_BATCH, 8, 5):
+                samples += indices
                 error = (model(data[indices]) - goal[indices]).square().mean() * scale
                 error.backward()
                 loss += error.item() / world
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            book.trained(step, samples)  # before the step can become part of a snapshot
             loss, end = agree(options, loss)
             ckpt.step(step)
             if rank == 0:
-                say(f"step={step} loss={loss:.9f} world={world}")
+                say(f"step={step} loss={loss:.12f} world={world}")
             time.sleep(max(0.0, options.pace - (time.monotonic() - started)))
         if rank == 0:
             say(f"trained until step {step}")
