@@ -8,7 +8,7 @@ BIN = .venv/bin
 PROTOS = $(shell find ckptd/rpc -name '*.proto')
 ARGS ?=
 
-.PHONY: help setup servers test lint proto demo chaos bench
+.PHONY: help setup servers test lint proto demo chaos long bench
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make lint    style, types, who may import whom"
 	@echo "make chaos   kill things at random, check the invariants"
+	@echo "make long    many kills, many checkpoints: ARGS=fixed, changing or flat (docs/long-runs.md)"
 	@echo "make bench   the figures"
 	@echo "make proto   generate the gRPC stubs anew"
 
@@ -42,6 +43,9 @@ demo: setup
 
 chaos: servers
 	$(BIN)/python -m chaos.run $(ARGS)
+
+long: servers
+	$(BIN)/python -m chaos.long $(ARGS)
 
 bench: servers
 	$(BIN)/python -m benchmarks.run $(ARGS)

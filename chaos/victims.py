@@ -10,9 +10,10 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
-from chaos.scene import Scene, needed, until
+from chaos.scene import ChaosError, Scene, needed, until
 from ckptd.demo.cluster import Node
 
 ALONE_STEPS: Final = 12  # that training must do while something is away
@@ -37,14 +38,28 @@ def daemon(scene: Scene, node: Node, rng: random.Random) -> float:
     return killed
 
 
+def wait_workers(scene: Scene, node: Node) -> None:
+    """Wait until nothing but the daemon is left on a node whose agent was killed. Raises ChaosError naming what is."""
+
+    def left() -> list[int]:
+        return [pid for pid in scene.pids(node) if pid != needed(node.daemon).pid]
+
+    try:
+        until(f"the workers of node {node.name} to end", lambda: not left(), GONE_SECONDS)
+    except ChaosError as error:
+        told = [
+            f"{file.read_text()[:200]!r}" for pid in left() for file in (Path(f"/proc/{pid}/stat"), Path(f"/proc/{pid}/wchan"))
+        ]
+        raise ChaosError(f"{error}; left: {'; '.join(told)}") from error
+
+
 def agent(scene: Scene, node: Node, rng: random.Random) -> float:
     """A launcher. Its fork server and workers must die with it: nobody else would end them."""
     process = needed(node.agent)
     killed = time.monotonic()
     process.signal(signal.SIGKILL)
     process.wait(GONE_SECONDS)
-    left = {needed(node.daemon).pid}
-    until(f"all workers of the killed agent of node {node.name} to end", lambda: set(scene.pids(node)) <= left, GONE_SECONDS)
+    wait_workers(scene, node)
     node.start_agent()
     return killed
 
