@@ -88,9 +88,10 @@ class Troubles:
             self.begin(topic, what)
 
     def forget(self, job: str) -> None:
-        """All of a job that is over."""
-        for _, topic in [key for key in self._now if key[0] == job]:
-            self.end(topic, job)
+        """All of a job that nobody here works on any more. The log is not told: it may still be so."""
+        for key in [key for key in self._now if key[0] == job]:
+            del self._now[key], self._began[key]
+            self._telling.discard(key)
 
     def of(self, job: str) -> list[Trouble]:
         """Those that concern ``job``, its own and everybody's, the oldest first."""

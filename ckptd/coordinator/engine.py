@@ -206,7 +206,7 @@ class Engine:
         else:
             raise AssertionError("decide() wants the same thing again and again")
         self._tell()
-        self.troubles.only(troubles_of(now, self.state, self._options))
+        self.troubles.only(troubles_of(now, self.state, self._options, self.metrics.store.hanging()))
         self.metrics.watch(self.state.world, now)
         if now - self._looked_seconds >= LOOK_SECONDS:
             self._looked_seconds = now

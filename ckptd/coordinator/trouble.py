@@ -16,10 +16,10 @@ OVERDUE_SNAPSHOTS: Final = 3
 OVERDUE_SECONDS: Final = 30.0
 
 
-def troubles_of(now: float, state: State, options: CoordinatorOptions) -> dict[str, str]:
-    """{topic: what}, as of ``now`` on the coordinator's clock."""
+def troubles_of(now: float, state: State, options: CoordinatorOptions, hanging: str | None) -> dict[str, str]:
+    """{topic: what}, as of ``now`` on the coordinator's clock. ``hanging``: why the store doesn't even refuse."""
     found: dict[str, str] = {}
-    trouble = state.log_trouble or state.hint_trouble
+    trouble = state.log_trouble or state.hint_trouble or hanging
     if trouble:
         found["store"] = f"the coordinator can't write; training goes on, commits wait: {trouble}"
     for node in blind_nodes(now, state, options):

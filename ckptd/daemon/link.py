@@ -24,6 +24,7 @@ from ckptd.rpc.v1.coordinator_pb2_grpc import CoordinatorStub
 
 _log = structlog.get_logger(__name__)
 TOPIC = "coordinator"
+_REFUSALS = 4  # within about a second
 _QUEUE = 4096
 _MESSAGE_BYTES = 64 << 20
 _BACKOFF_SECONDS = 1.0  # well below a lease: after its own restart a coordinator waits for its members just so long
@@ -104,10 +105,11 @@ class Link:
         error = attempt.outcome.exception() if attempt.outcome is not None else None
         unknown = isinstance(error, grpc.aio.AioRpcError) and error.code() == grpc.StatusCode.UNAUTHENTICATED
         text = str(error.details() if isinstance(error, grpc.aio.AioRpcError) else error)
-        if isinstance(error, ConfigError) or unknown:
-            self._refused(text)
-        elif attempt.attempt_number < 2:
+        if attempt.attempt_number < 2:
             return  # a coordinator's restart may be just that quick
+        final = isinstance(error, ConfigError) or unknown
+        # Several times, for the address may be one that a dead coordinator announced, and another job's by now.
+        self._refused(text if final and attempt.attempt_number >= _REFUSALS else "")
         self._node.troubles.begin(TOPIC, f"training goes on, commits wait: {text}", self._job)
 
     async def _connect_once(self) -> None:
@@ -147,7 +149,9 @@ class Link:
                     self._queue = queue
                     beating = asyncio.create_task(self._beat(queue, message.welcome.heartbeat_seconds))
                 elif kind == "refused":
-                    raise ConfigError(f"the coordinator at {address} refuses this daemon: {message.refused.message}")
+                    text = f"the coordinator at {address} refuses this daemon: {message.refused.message}"
+                    stale = message.refused.code == "job" and not self._node.settings.daemon.coordinator
+                    raise UnavailableError(text) if stale else ConfigError(text)
                 else:
                     await self._handle(message)
         finally:

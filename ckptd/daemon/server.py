@@ -170,6 +170,11 @@ class Server:
         metrics = self._node.metrics
         while True:
             metrics.arena_bytes.set(self._node.arenas.used_bytes)
+            hanging = metrics.store.hanging()
+            if hanging is not None:
+                self._node.troubles.begin("store answers", hanging)
+            else:
+                self._node.troubles.end("store answers")
             metrics.troubles.set(len(self._node.troubles.all()))
             for job in self._jobs.values():
                 job.measure()

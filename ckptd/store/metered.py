@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.errors import AlreadyExistsError, NotFoundError, StoreConfigError, StoreError, UnavailableError
 from ckptd.store.base import Bytes, ObjectInfo, Store
 
 T = TypeVar("T")
+HANGING_SECONDS: Final = 20.0  # more than a segment takes on a link that is of any use
 SECONDS_BUCKETS: Final = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (NotFoundError, "not_found"),
@@ -25,7 +26,9 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 class StoreMetrics:
     """Of all stores of one process."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.clock = clock
+        self.in_flight: dict[object, tuple[str, float]] = {}  # verb, and since when
         self.requests = Counter(
             "ckptd_store_requests", "Requests to the object store, each try by itself", ["verb", "outcome"], registry=registry
         )
@@ -34,6 +37,13 @@ class StoreMetrics:
         )
         self.written = Counter("ckptd_store_written_bytes", "Bytes of successful puts and creates", registry=registry)
         self.read = Counter("ckptd_store_read_bytes", "Bytes of successful gets", registry=registry)
+
+    def hanging(self) -> str | None:
+        """What is wrong when the oldest request has no answer for long: its timeout, and the line about that, are far off."""
+        verb, began = min(self.in_flight.values(), key=lambda flight: flight[1], default=("", self.clock.monotonic()))
+        if self.clock.monotonic() - began < HANGING_SECONDS:
+            return None
+        return f"a {verb} has no answer for {HANGING_SECONDS:g} s or more; the store, or the way to it, hangs or is very slow"
 
 
 class MeteredStore:
@@ -80,7 +90,9 @@ class MeteredStore:
         await self._inner.close()
 
     async def _counted(self, verb: str, call: Callable[[], Awaitable[T]]) -> T:
-        started, outcome = time.monotonic(), "cancelled"
+        metrics, token = self._metrics, object()
+        started, outcome = metrics.clock.monotonic(), "cancelled"
+        metrics.in_flight[token] = (verb, started)
         try:
             result = await call()
             outcome = "ok"
@@ -89,5 +101,6 @@ class MeteredStore:
             outcome = next(word for kind, word in _OUTCOMES if isinstance(error, kind))
             raise
         finally:
-            self._metrics.requests.labels(verb, outcome).inc()
-            self._metrics.seconds.labels(verb).observe(time.monotonic() - started)
+            del metrics.in_flight[token]
+            metrics.requests.labels(verb, outcome).inc()
+            metrics.seconds.labels(verb).observe(metrics.clock.monotonic() - started)

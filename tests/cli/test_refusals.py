@@ -185,5 +185,12 @@ def test_daemon_and_coordinator_on_different_stores(cluster: Cluster, tmp_path: 
             "a line in its log",
         )
         assert other.output.count("other-daemon", "give both the same --store") == 1  # said once, not at each try
+        assert node.agent is not None and node.agent.wait(60) == FAILED
+        assert other.output.count("other-agent", "ckptd-run: daemon and coordinator look at different stores") == 1
+        done = run([sys.executable, str(EXAMPLE), *TRAIN], **{**node.environment, "CKPTD_JOB": "job"})
+        assert done.returncode == FAILED
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith("ckptd_client.errors.ConfigError: daemon and coordinator look at different stores")
+        assert "give both the same --store" in said
     finally:
         other.close()

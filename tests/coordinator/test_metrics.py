@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.errors import AlreadyExistsError, NotFoundError
 from ckptd.model.ids import Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.store.directory import DirectoryStore
-from ckptd.store.metered import MeteredStore
-from tests.coordinator.harness import Bench
+from ckptd.store.metered import MeteredStore, StoreMetrics
+from tests.coordinator.harness import Bench, HandClock
 
 
 def value(metrics: CoordinatorMetrics, name: str, **labels: str) -> float | None:
@@ -58,6 +60,36 @@ def test_snapshots_that_are_overtaken_are_counted_apart() -> None:
     bench.commit(200, (a, 0), (b, 1))
     assert value(bench.engine.metrics, "ckptd_aborts_total", kind="other") == 1
     assert value(bench.engine.metrics, "ckptd_aborts_total", kind="missed") == 0
+
+
+class StuckStore(DirectoryStore):
+    """Answers no get until ``free``."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.free = asyncio.Event()
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        await self.free.wait()
+        return await super().get(key, start, end)
+
+
+async def test_a_store_that_hangs_is_noticed_before_its_timeout(tmp_path: Path) -> None:
+    clock = HandClock()
+    metrics = StoreMetrics(CollectorRegistry(), clock)
+    stuck = StuckStore(tmp_path)
+    store = MeteredStore(stuck, metrics)
+    await store.put("a", b"1")
+    reading = asyncio.create_task(store.get("a"))
+    await asyncio.sleep(0)
+    clock.now += 19
+    await store.put("a", b"2")
+    assert metrics.hanging() is None
+    clock.now += 1
+    assert metrics.hanging() == ("a get has no answer for 20 s or more; the store, or the way to it, hangs or is very slow")
+    stuck.free.set()
+    assert await reading == b"2"
+    assert metrics.hanging() is None
 
 
 async def test_what_is_asked_of_a_store(tmp_path: Path) -> None:
