@@ -86,7 +86,7 @@ async def run_coordinator(
     woken = asyncio.Event()
     engine = Engine(office.epoch, options, worker, clock, woken.set, metrics)
     worker.report = engine.log_done
-    tidier = Tidier(log, committer, options.retention, engine.pin_in_use, clock)
+    tidier = Tidier(log, committer, options.retention, engine.pin_in_use, clock, engine.events.add)
     collector = Collector(store, job, log, committer, options.grace_seconds, engine.passed, clock)
     server, port = await serve(CoordinatorService(job, engine, options, genesis, committer.retire), bind, guard)
     host = bind.rpartition(":")[0]

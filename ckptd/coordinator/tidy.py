@@ -39,7 +39,7 @@ def next_chore(state: State, epoch: int, retention: Retention, in_use: str | Non
 
 
 class Tidier:
-    """Does the chores of one office. ``in_use`` tells the holder of the restore under way."""
+    """Does the chores of one office. ``in_use`` tells the holder of the restore under way; ``told`` hears what was retired."""
 
     def __init__(
         self,
@@ -48,7 +48,9 @@ class Tidier:
         retention: Retention,
         in_use: Callable[[], str | None],
         clock: Clock = SYSTEM_CLOCK,
+        told: Callable[[str, str], None] = lambda _kind, _text: None,
     ) -> None:
+        self._told = told
         self._log = log
         self._committer = committer
         self._retention = retention
@@ -79,6 +81,8 @@ class Tidier:
                 return True
             case Retire(n):
                 at = await self._committer.retire(n)
-                _log.info("retired", seq=n, step=self._log.state.commits[n].attempt.snapshot.step, record=at)
+                step = self._log.state.commits[n].attempt.snapshot.step
+                _log.info("retired", seq=n, step=step, record=at)
+                self._told("retired", f"step {step}, record {n}: newer ones are kept")
                 return True
         return False

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+from ckptd.commit.log import CommitLog
+from ckptd.commit.office import Committer, take_office
+from ckptd.commit.retention import Retention
 from ckptd.coordinator.events import Event, Events
-from ckptd.model.ids import Attempt, Snapshot
+from ckptd.coordinator.tidy import Tidier
+from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd.store.directory import DirectoryStore
 from tests.coordinator.harness import Bench
+from tests.waiting import eventually
 
 
 def topics(bench: Bench) -> dict[str, str]:
@@ -184,3 +191,19 @@ async def test_a_follower_gets_each_event_once() -> None:
     events.close()
     await following
     assert heard == [str(n) for n in range(50)]
+
+
+async def test_what_is_retired_is_an_event(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    log = CommitLog(store, "job")
+    committer = Committer(log, await take_office(log))
+    for step in (10, 20):
+        await committer.commit(Attempt(Snapshot(Generation(1, 1), step), 0), "a" * 64)
+    events = Events(1)
+    tidying = asyncio.create_task(Tidier(log, committer, Retention(keep_last=1), lambda: None, told=events.add).run())
+    await eventually(lambda: bool(events.since(0, 0)[0]), "an event")
+    tidying.cancel()
+    assert [(event.kind, event.text) for event in events.since(0, 0)[0]] == [
+        ("retired", "step 10, record 1: newer ones are kept")
+    ]
+    await store.close()
