@@ -40,6 +40,7 @@ class DirectoryStore:
         self._threads = StoreThreads()
         # Directories whose own entries, up to the file system's root, this process has seen reach the disk.
         self._durable: set[Path] = set()
+        self._identity: tuple[int, int] | None = None
 
     @property
     def url(self) -> str:
@@ -95,6 +96,7 @@ class DirectoryStore:
 
     def _write_once(self, path: Path, data: Bytes, publish: Callable[[Path, Path], None]) -> None:
         temporary = path.parent / f".tmp-{secrets.token_hex(16)}"
+        self._check_root()
         try:
             self._make_directory(path.parent)
             _write_new(temporary, data)
@@ -103,6 +105,22 @@ class DirectoryStore:
             with suppress(OSError):  # after os.replace it is gone; otherwise it is litter, and list() skips it
                 temporary.unlink()
         _sync_directory(path.parent)
+        self._check_root()  # or it went where nobody will look for it
+
+    def _check_root(self) -> None:
+        """Raise _GoneError when the root isn't the directory that it was: what lies under a lost mount is no store.
+
+        Without this a write would go there and be lost with the next mount, and every read would find nothing.
+        """
+        try:
+            found = self._root.stat()
+        except FileNotFoundError:
+            if self._identity is None:
+                return
+            raise _GoneError(errno.ENOENT, "gone") from None
+        self._identity = self._identity or (found.st_dev, found.st_ino)
+        if self._identity != (found.st_dev, found.st_ino):
+            raise _GoneError(errno.ESTALE, "another directory")
 
     def _make_directory(self, directory: Path) -> None:
         """Make ``directory`` and have its name, and those of all its parents, on the disk.
@@ -124,6 +142,7 @@ class DirectoryStore:
 
     def _read(self, path: Path, key: str, start: int, end: int | None) -> bytes:
         try:
+            self._check_root()
             with path.open("rb", buffering=0) as file:
                 size_bytes = os.fstat(file.fileno()).st_size
                 end = size_bytes if end is None else min(end, size_bytes)
@@ -141,6 +160,7 @@ class DirectoryStore:
 
     def _stat(self, path: Path, key: str) -> ObjectInfo:
         try:
+            self._check_root()
             found = path.stat()
         except OSError as error:
             raise self._translated(error, "read", key) from error
@@ -148,11 +168,18 @@ class DirectoryStore:
             raise NotFoundError(f"no such object key={key} store={self.url}")
         return ObjectInfo(key, found.st_size, found.st_mtime)
 
+    def _look_again(self, verb: str, key: str) -> None:
+        try:
+            self._check_root()
+        except OSError as error:
+            raise self._translated(error, verb, key) from error
+
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
         def give_up(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):
                 raise self._translated(error, "list", prefix) from error
 
+        self._look_again("list", prefix)
         top = self._root / prefix.rpartition("/")[0]
         for directory, names, files in os.walk(top, onerror=give_up):
             names[:] = [name for name in names if not name.startswith(".")]
@@ -164,6 +191,7 @@ class DirectoryStore:
                         yield self._stat(path, key)
 
     def _subdirectories(self, prefix: str) -> Sequence[str]:
+        self._look_again("list", prefix)
         try:
             with os.scandir(self._root / prefix) as entries:
                 return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
@@ -174,6 +202,7 @@ class DirectoryStore:
 
     def _remove(self, path: Path, key: str) -> None:
         try:
+            self._check_root()
             path.unlink(missing_ok=True)
             with suppress(FileNotFoundError):
                 _sync_directory(path.parent)
@@ -189,6 +218,15 @@ class DirectoryStore:
         where = f"key={key} store={self.url} errno={errno.errorcode.get(error.errno or 0, error.errno)}"
         if isinstance(error, _SyncError):
             return StoreError(f"fsync failed, so nothing is known of what was written; check the disk: {where}")
+        try:
+            self._check_root()
+        except OSError as gone:
+            error = gone
+        if isinstance(error, _GoneError):
+            return UnavailableError(
+                "the store's directory is gone, or another one than before (unmounted?); bring it back, or restart if it was"
+                f" moved on purpose: {where}"
+            )
         if isinstance(error, _LinkError):
             return UnsafeStoreError(f"this file system can't make hard links, so a second create can't be refused: {where}")
         if isinstance(error, _TakenError):
@@ -206,6 +244,10 @@ class DirectoryStore:
 
 class _SyncError(OSError):
     """An fsync failed. Linux may have dropped the pages and marked them clean: a second fsync would lie."""
+
+
+class _GoneError(OSError):
+    """The root is missing, or another directory than at first."""
 
 
 class _TakenError(OSError):

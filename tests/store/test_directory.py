@@ -85,6 +85,27 @@ async def test_a_directory_removed_under_us_is_made_again(tmp_path: Path) -> Non
     assert await store.get("a/1") == b"y"
 
 
+@pytest.mark.parametrize("under_it", [True, False])
+async def test_what_lies_under_a_lost_mount_is_no_store(tmp_path: Path, under_it: bool) -> None:
+    """A commit written there would be lost with the next mount; a read there must not look like a missing object."""
+    root, away = tmp_path / "root", tmp_path / "away"
+    store = DirectoryStore(root)
+    await store.put("a/1", b"x")
+    root.rename(away)
+    if under_it:
+        root.mkdir()
+    calls = [store.put("a/2", b"y"), store.create("a/3", b"y"), store.get("a/1"), store.info("a/1"), store.delete("a/1")]
+    for call in [*calls, store.children("a/"), names(store, "")]:
+        with pytest.raises(UnavailableError, match="unmounted"):
+            await call
+    assert not root.exists() or not os.listdir(root)
+    if under_it:
+        root.rmdir()
+    away.rename(root)
+    await store.put("a/2", b"y")
+    assert await store.get("a/1") == b"x" and await names(store, "") == {"a/1", "a/2"}
+
+
 async def test_a_file_system_without_links_is_unsafe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DirectoryStore(tmp_path)
     monkeypatch.setattr(directory.os, "link", failing(errno.EOPNOTSUPP))
