@@ -1,4 +1,4 @@
-"""Damaged checkpoints under a real job of two nodes: all ranks go back together, loudly.
+"""Damaged checkpoints under a real job of two nodes: all ranks go back together, loudly, and never to step 0 unasked.
 
 On the way everything between daemons and coordinator goes over TLS, with a token.
 """
@@ -117,5 +117,18 @@ def test_damage_is_named_and_all_ranks_go_back_together(tmp_path: Path) -> None:
         assert missing in two.reason(8) and "is missing" in two.reason(8)
         assert index in two.reason(6)
         assert len(two.lines("agent", r"WORK IS LOST: 6 steps are lost: going on from step 4")) == 2
+
+        missing = hurt(two.files(4, ".seg")[0], Path.unlink)
+        manifest = hurt(two.root / JOB / "manifest" / two.commits()[2].manifest, flip)
+        two.orders.write_text("fail 3")
+        for name in "ab":
+            agent = two.cluster.node(name).agent
+            assert agent is not None and agent.wait(SECONDS) == 1
+            (said,) = two.await_lines(f"{name}-agent", r"^ckptd-run: (the job is stopped: .*)", 1)
+            assert "every checkpoint that it had is quarantined" in said[1] and "must not start at step 0" in said[1]
+        assert all(entry.status is Status.QUARANTINED for entry in two.commits().values())
+        assert missing in two.reason(4) and manifest in two.reason(2)
+        assert {found[1] for found in two.lines("agent", r"restored step=(\d+)")} == {"0", "8", "4"}
+        assert len(two.lines("agent", r"restored step=0 ")) == 2  # at the start
     finally:
         two.cluster.close()
