@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from ckptd.commit.catalog import Status, catalog
 from ckptd.commit.log import CommitLog
@@ -14,11 +18,21 @@ from tests.launch.test_ckptd_run import RUN
 SCRIPT = "tests/launch/crashing.py"
 
 
+@pytest.fixture(autouse=True)
+def _no_memory_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    shutil.rmtree(arena(tmp_path), ignore_errors=True)
+
+
+def arena(directory: Path) -> str:
+    return f"/dev/shm/ckptd-test-{directory.name}"
+
+
 def environment(directory: Path) -> dict[str, str]:
     return {
         "CKPTD_SOCKET": str(directory / "s"),
         "CKPTD_STORE__URL": str(directory / "store"),
-        "CKPTD_ARENA__DIRECTORY": f"/dev/shm/ckptd-test-{directory.name}",
+        "CKPTD_ARENA__DIRECTORY": arena(directory),
         "CKPTD_COORDINATOR__FRUITLESS_GENERATIONS": "2",
         "CKPTD_COORDINATOR__BACKOFF_SECONDS": "0.5",
         "PATH": f"{Path(RUN).parent}:/usr/bin:/bin",
