@@ -24,7 +24,7 @@ import structlog
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.commit.leader import LeaderHint, read_hint, write_hint
-from ckptd.errors import JobInUseError, UnavailableError
+from ckptd.errors import JobInUseError, StoreError
 from ckptd.rpc.access import OPEN, Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.store.base import Store
@@ -97,7 +97,7 @@ async def announce(
             if found is not None and found.epoch > epoch:
                 await check_office()
             await write_hint(store, job, LeaderHint(address, epoch, counter))
-        except UnavailableError as error:
+        except StoreError as error:  # also expired credentials: somebody will renew them
             trouble = str(error)
         heard(trouble)
         counter += 1
