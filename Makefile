@@ -15,7 +15,7 @@ help:
 	@echo "make demo    a training job, a killed node, and what becomes of it (under 3 minutes)"
 	@echo "make test    all tests"
 	@echo "make lint    style, types, who may import whom"
-	@echo "make chaos   kill things at random, check the invariants"
+	@echo "make chaos   break everything at random, check the invariants (25 minutes)"
 	@echo "make long    many kills, many checkpoints: ARGS=fixed, changing or flat (docs/long-runs.md)"
 	@echo "make bench   the figures"
 	@echo "make proto   generate the gRPC stubs anew"

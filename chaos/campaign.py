@@ -99,8 +99,11 @@ def _moment(scene: Scene, rng: random.Random) -> None:
     time.sleep(rng.uniform(0.0, 0.1))  # the moment itself, not a wait for anything
 
 
-def end(scene: Scene, training: Sequence[Node]) -> None:
-    """Let the job come to its end on the nodes that train: exit code 0 everywhere, and nothing left behind anywhere."""
+def end(scene: Scene, training: Sequence[Node], behind_steps: int = 2 * EVERY_STEPS) -> None:
+    """Let the job come to its end on the nodes that train: exit code 0 everywhere, and nothing left behind anywhere.
+
+    ``behind_steps``: how far the last commit may be from the end.
+    """
     scene.check_settled()
     new = scene.end_file.with_suffix(".new")
     new.write_text(str(scene.furthest() + LAST_STEPS))
@@ -120,7 +123,7 @@ def end(scene: Scene, training: Sequence[Node]) -> None:
         raise ChaosError(f"left behind: {', '.join(left)}")
     scene.check(thorough=True)
     newest = scene.inspector.logbook.read().newest
-    if newest is None or newest.step < scene.furthest() - 2 * EVERY_STEPS:  # one may have been missed, no more
+    if newest is None or newest.step < scene.furthest() - behind_steps:  # one may have been missed, no more
         raise ChaosError(f"the job ended with step {scene.furthest()}, and its last commit is {newest}")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,9 +21,10 @@ from chaos.objects import Objects
 
 _HEAD = struct.Struct("<8sIIII")
 _SECTION = struct.Struct("<24sQQ")
-_SEGMENT = struct.Struct("<IIQQ")  # writer, zero, n, bytes
-_FRAME = struct.Struct("<IIQII16s16s")  # segment, codec, offset, stored bytes, raw bytes, raw hash, stored hash
-_ZSTD = 1
+SEGMENT = struct.Struct("<IIQQ")  # writer, zero, n, bytes
+FRAME = struct.Struct("<IIQII16s16s")  # segment, codec, offset, stored bytes, raw bytes, raw hash, stored hash
+ZSTD = 1
+_RECENT = 10  # log records that every look reads again; a thorough one reads all
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,15 @@ class Offer:
     manifest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Somebody was told that this snapshot is durable."""
+
+    seq: int
+    step: int
+    generation: tuple[int, int]
+
+
 class Inspector:
     """Checks one job's store as it grows: each commit's objects once, and all of them again at the end."""
 
@@ -52,34 +62,58 @@ class Inspector:
         self._objects = objects
         self._job = job
         self._sound: set[str] = set()
+        self._told: set[Acknowledged] = set()
         self.logbook = Logbook(objects, job)
+        self.contents: Callable[[Committed], Iterable[str]] = lambda _: ()
+        """What else is wrong with a commit whose objects are sound, for jobs whose bytes are known."""
+        self.damaged: set[int] = set()
+        """Log numbers of commits that the campaign itself has damaged: they may be put aside."""
 
-    def look(self, restored: Sequence[Restored], offers: Sequence[Offer], thorough: bool = False) -> list[str]:
-        """All that does not hold now. ``thorough``: read the objects of commits that were found sound before, too."""
+    def look(
+        self,
+        restored: Sequence[Restored],
+        offers: Sequence[Offer],
+        acknowledged: Sequence[Acknowledged] = (),
+        thorough: bool = False,
+    ) -> list[str]:
+        """All that does not hold now. ``thorough``: read log and objects that were found sound before, too."""
         story = self.logbook.read()
-        problems = [*story.problems, *self.logbook.audit()]
+        problems = [*story.problems, *self.logbook.audit(None if thorough else _RECENT)]
         problems += [
             f"I2: commit {seq} was ended by a {kind}, and nobody damaged it"
             for seq, kind in story.ended.items()
-            if kind != "RETIRE"
+            if kind != "RETIRE" and seq not in self.damaged
         ]
         for commit in story.commits:
             if story.ended.get(commit.seq) == "RETIRE":
                 continue  # retention's work; what it still has may go any time
-            if thorough or commit.manifest not in self._sound:
+            if commit.seq not in self.damaged and (thorough or commit.manifest not in self._sound):
                 found = [f"I2: commit {commit.seq}: {problem}" for problem in damages(self._objects, self._job, commit)]
+                found = found or [f"I5: commit {commit.seq}: {problem}" for problem in self.contents(commit)]
                 problems += found
                 if not found:
                     self._sound.add(commit.manifest)
+        problems += wrong_acknowledgements(story, [told for told in acknowledged if told not in self._told])
+        self._told.update(acknowledged)
         return problems + wrong_restores(story, restored) + wrong_offers(story, offers)
+
+
+def wrong_acknowledgements(story: Story, acknowledged: Sequence[Acknowledged]) -> list[str]:
+    """What somebody was told to be durable, and the log does not have. Pure."""
+    committed = {(commit.seq, commit.step, commit.generation) for commit in story.commits}
+    return [
+        f"I4: acknowledged, but not in the log: record {told.seq} step {told.step} generation {told.generation}"
+        for told in acknowledged
+        if (told.seq, told.step, told.generation) not in committed
+    ]
 
 
 def wrong_restores(story: Story, restored: Sequence[Restored]) -> list[str]:
     """Restores of anything but the newest commit of that moment. Pure."""
     return [
-        f"I8: rank {one.rank} of generation {one.generation} restored step {one.step}, the newest committed was {newest}"
+        f"I8: rank {one.rank} of generation {one.generation} restored step {one.step}, the newest committed was {may[0]}"
         for one in restored
-        if one.step != (newest := story.newest_before(one.generation))
+        if one.step not in (may := story.restorable(one.generation))
     ]
 
 
@@ -107,7 +141,7 @@ def damages(objects: Objects, job: str, commit: Committed) -> Iterator[str]:
     place = f"{job}/data/{commit.attempt}/"
     index = yield from _named(objects, f"{place}{fields['index'][0]}.idx", *fields["index"])
     if index is not None:
-        yield from _segments(objects, place, _sections(index))
+        yield from _segments(objects, place, sections_of(index))
 
 
 def _named(objects: Objects, key: str, digest: str, size: int | None) -> Generator[str, None, bytes | None]:
@@ -122,7 +156,7 @@ def _named(objects: Objects, key: str, digest: str, size: int | None) -> Generat
     return data
 
 
-def _sections(data: bytes) -> dict[str, tuple[int, bytes]]:
+def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
     """A column file's sections: name → (rows, all bytes from its start)."""
     _, _, _, count, _ = _HEAD.unpack_from(data)
     found = {}
@@ -133,15 +167,15 @@ def _sections(data: bytes) -> dict[str, tuple[int, bytes]]:
 
 
 def _segments(objects: Objects, prefix: str, sections: dict[str, tuple[int, bytes]]) -> Iterator[str]:
-    writers = _texts(sections)
+    writers = writers_of(sections)
     rows, table = sections["segments"]
     count, frames = sections["frames"]
     by_segment: dict[int, list[tuple[int, int, int, int, bytes, bytes]]] = {}
     for i in range(count):
-        segment, codec, offset, stored, raw, raw_hash, stored_hash = _FRAME.unpack_from(frames, i * _FRAME.size)
+        segment, codec, offset, stored, raw, raw_hash, stored_hash = FRAME.unpack_from(frames, i * FRAME.size)
         by_segment.setdefault(segment, []).append((codec, offset, stored, raw, raw_hash, stored_hash))
     for number in range(rows):
-        writer, _, n, size = _SEGMENT.unpack_from(table, number * _SEGMENT.size)
+        writer, _, n, size = SEGMENT.unpack_from(table, number * SEGMENT.size)
         key = f"{prefix}{writers[writer]}-{n}.seg"
         data = objects.get(key)
         if data is None:
@@ -158,12 +192,13 @@ def _frames(data: bytes, frames: Sequence[tuple[int, int, int, int, bytes, bytes
         if len(body) != stored or xxh3_128_digest(body) != stored_hash:
             yield f"the frame at {offset} has not the stored bytes that its hash names"
             continue
-        plain = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw) if codec == _ZSTD else body
+        plain = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw) if codec == ZSTD else body
         if len(plain) != raw or xxh3_128_digest(plain) != raw_hash:
             yield f"the frame at {offset} has not the raw bytes that its hash names"
 
 
-def _texts(sections: dict[str, tuple[int, bytes]]) -> list[str]:
+def writers_of(sections: dict[str, tuple[int, bytes]]) -> list[str]:
+    """An index's writers."""
     count, ends = sections["writer_ends"]
     _, text = sections["writer_text"]
     bounds = [0, *struct.unpack_from(f"<{count}q", ends)]

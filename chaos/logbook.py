@@ -45,14 +45,20 @@ class Story:
         """What a restore must be told now."""
         return next((commit for commit in reversed(self.commits) if commit.seq not in self.ended), None)
 
-    def newest_before(self, generation: tuple[int, int]) -> int:
-        """The step that this generation had to restore: that of the last commit of an earlier one; 0 without any.
+    def restorable(self, generation: tuple[int, int]) -> list[int]:
+        """The steps that this generation may have restored, the likeliest first: that of the last commit of an earlier one,
+        and, if a later record puts that aside as damaged, of the one before, and so on; [0] without any.
 
-        Exact, because a generation is told what to restore only when all earlier attempts are settled, and commits nothing
-        before it has been told. What was retired since was the newest then: retention never retires the newest.
+        Exact otherwise, because a generation is told what to restore only when all earlier attempts are settled, and commits
+        nothing before it has been told.
         """
-        before = (commit for commit in reversed(self.commits) if commit.generation < generation)
-        return next((commit.step for commit in before if self.ended.get(commit.seq) in (None, "RETIRE")), 0)
+        steps = []
+        for commit in reversed(self.commits):
+            if commit.generation < generation:
+                steps.append(commit.step)
+                if self.ended.get(commit.seq) != "QUARANTINE":
+                    return steps
+        return [*steps, 0]
 
 
 def log_key(job: str, seq: int) -> str:
@@ -66,20 +72,22 @@ class Logbook:
     def __init__(self, objects: Objects, job: str) -> None:
         self._objects = objects
         self._job = job
+        self._teller = _Teller()
         self.bodies: list[bytes] = []
 
     def read(self) -> Story:
         """Read on from where it ended the last time; the story of all of it."""
         while (body := self._objects.get(log_key(self._job, len(self.bodies)))) is not None:
+            self._teller.add(len(self.bodies), body)
             self.bodies.append(body)
-        return tell(self.bodies)
+        return self._teller.story
 
-    def audit(self) -> list[str]:
-        """Read everything again: what was read before must still be there (I1), and nothing beyond a gap."""
+    def audit(self, last: int | None = None) -> list[str]:
+        """Read everything (or the ``last`` records) again: what was there must still be (I1), nothing lies beyond a gap."""
         problems = []
-        for seq, body in enumerate(self.bodies):
+        for seq in range(max(0, len(self.bodies) - last) if last is not None else 0, len(self.bodies)):
             again = self._objects.get(log_key(self._job, seq))
-            if again != body:
+            if again != self.bodies[seq]:
                 problems.append(f"I1: log record {seq} was {'removed' if again is None else 'replaced'}")
         names = [name for name in self._objects.names(f"{self._job}/log/") if re.fullmatch(r"\d{20}", name[-20:])]
         if names != [log_key(self._job, seq) for seq in range(len(names))] or len(names) < len(self.bodies):
@@ -89,33 +97,45 @@ class Logbook:
 
 def tell(bodies: Sequence[bytes]) -> Story:
     """The story that these records tell. Pure."""
-    story = Story()
-    office: object = None
-    previous = _GENESIS
-    nonces: set[str] = set()
+    teller = _Teller()
     for seq, data in enumerate(bodies):
+        teller.add(seq, data)
+    return teller.story
+
+
+class _Teller:
+    """Goes through the records in order."""
+
+    def __init__(self) -> None:
+        self.story = Story()
+        self._office: object = None
+        self._previous = _GENESIS
+        self._nonces: set[str] = set()
+
+    def add(self, seq: int, data: bytes) -> None:
+        """The next record."""
+        story, previous = self.story, self._previous
+        self._previous = hashlib.blake2b(data, digest_size=32).hexdigest()
         try:
             record = json.loads(data)
             body, nonce = record["body"], record["nonce"]
             kind = body["type"]
         except (ValueError, KeyError, TypeError):
             story.problems.append(f"log record {seq} doesn't parse")
-            previous = hashlib.blake2b(data, digest_size=32).hexdigest()
-            continue
+            return
         if record["seq"] != seq:
             story.problems.append(f"log record {seq} says that it is {record['seq']}")
         if record["previous"] != previous:
             story.problems.append(f"the hash chain breaks before log record {seq}")
-        if nonce in nonces:
+        if nonce in self._nonces:
             story.problems.append(f"log record {seq} has the nonce of an earlier one")
-        nonces.add(nonce)
-        previous = hashlib.blake2b(data, digest_size=32).hexdigest()
+        self._nonces.add(nonce)
         if kind == "EPOCH":
-            office = _take_office(story, seq, record)
-        elif record["office"] is not None and record["office"] != office:
-            story.problems.append(f"I3: log record {seq} ({kind}) is of office {record['office']}, the current one is {office}")
+            self._office = _take_office(story, seq, record)
+        elif record["office"] is not None and record["office"] != self._office:
+            wrong = f"is of office {record['office']}, the current one is {self._office}"
+            story.problems.append(f"I3: log record {seq} ({kind}) {wrong}")
         _effect(story, seq, kind, body)
-    return story
 
 
 def _take_office(story: Story, seq: int, record: dict[str, object]) -> object:

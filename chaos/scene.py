@@ -5,30 +5,38 @@ from __future__ import annotations
 import json
 import re
 import string
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.invariants import Inspector, Offer, Restored
+from chaos.innards import wrong_contents
+from chaos.invariants import Inspector, Restored
 from chaos.ledger import LEDGER
 from chaos.minio import MinioServer
 from chaos.objects import DirectoryObjects, Objects, S3Objects
+from chaos.records import unsafe
+from chaos.s3proxy import S3Proxy
+from chaos.tools import ROOT
+from chaos.toxiproxy import Toxiproxy
+from chaos.words import Words
 from ckptd.demo.cluster import Cluster, Node, Plan
 from ckptd.demo.process import DemoError, Process, pids_with
-from ckptd.demo.verdict import Step, read_steps
+from ckptd.demo.verdict import Step
 
 TRAINER = Path(__file__).with_name("trainer.py")
 EVERY_STEPS = 20
 PACE_SECONDS = 0.05
+STAND_IN_MB = 0.25
 FROZEN_MB = 4
 UPLOAD_BYTES_PER_SECOND = 4 << 20  # an upload takes about as long as the steps between two: a kill often meets one
 POLL_SECONDS = 0.02
+LOOK_SECONDS = 5.0
 JOB = "chaos"
-
-_RESTORED = re.compile(r"restored rank=(\d+) step=(\d+) world=(\d+) generation=(\d+)-(\d+) pid=(\d+)")
-_OFFER = re.compile(r"NameRestore\(target=Target\(seq=(\d+), step=(\d+), manifest='(\w+)'\), loss=.*\)")
+SHIMMED = f"{ROOT / 'chaos' / 'shim'}:{ROOT}"
+_REPLACED = re.compile(r"/(LATEST|LEADER|CLOCK)$|probe")
 
 
 class ChaosError(DemoError):
@@ -46,11 +54,30 @@ def until(what: str, condition: Callable[[], bool], seconds: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the scene's job is, by default a real torch training, and a snapshot every so many steps."""
+    """What the scene's job is, by default a real torch training, one rank a node, and a snapshot every so many steps."""
 
     script: Path = TRAINER
     arguments: Sequence[str] = ("--pace", str(PACE_SECONDS), "--frozen-mb", str(FROZEN_MB))
     every_steps: int = EVERY_STEPS
+    launcher: Sequence[str] | None = None  # what starts an agent, instead of ckptd-run
+    ranks_per_node: int = 1
+    environment: Mapping[str, str] = field(
+        default_factory=lambda: {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(UPLOAD_BYTES_PER_SECOND)}
+    )
+    content_seed: int | None = None  # of a stand-in, whose bytes are known
+
+
+def stand_in(seed: int, nodes: int, ranks_per_node: int, environment: Mapping[str, str]) -> Job:
+    """The stand-in, with a snapshot five times a second."""
+    arguments = ["--job", JOB, "--nproc", str(ranks_per_node), "--nodes", f"1:{nodes}", "--seed", str(seed)]
+    arguments += ["--mb", str(STAND_IN_MB), "--pace", "0.01", "--say", "4"]
+    settings = {"CKPTD_COORDINATOR__HEARTBEAT_SECONDS": "0.2", "CKPTD_COORDINATOR__LEASE_SECONDS": "1.5"}
+    settings |= {"CKPTD_COORDINATOR__DEBOUNCE_SECONDS": "0.3", "CKPTD_COORDINATOR__BACKOFF_SECONDS": "0.5"}
+    # several segments a node, and restore rings that fit on a small tmpfs
+    settings |= {"CKPTD_DAEMON__FRAME_BYTES": "32768", "CKPTD_DAEMON__SEGMENT_BYTES": "65536"}
+    settings |= {"CKPTD_COORDINATOR__FRUITLESS_GENERATIONS": "1000", "PYTHONPATH": str(ROOT)}
+    script = ROOT / "chaos" / "standin.py"
+    return Job(script, arguments, EVERY_STEPS, [sys.executable, "-P"], ranks_per_node, {**settings, **environment}, seed)
 
 
 TORCH = Job()
@@ -67,42 +94,66 @@ class Scene:
         nodes: int = 2,
         min_nodes: int = 1,
         job: Job = TORCH,
+        faults_seed: int | None = None,
+        store: Path | None = None,
     ) -> None:
-        """``launcher``: what starts an agent, instead of ckptd-run."""
-        self._launcher = launcher
+        """``faults_seed``: put a fault proxy and a toxiproxy before MinIO. ``store``: a directory store to be recorded."""
+        self._launcher = launcher or job.launcher
         self.job = job
         self._names = string.ascii_lowercase[:nodes]
         self.minio = MinioServer() if minio else None
+        self.toxiproxy: Toxiproxy | None = None
+        self.proxy: S3Proxy | None = None
         # The cluster names its shared memory after the directory above: that one must be the only one of its name.
         directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=directory)) / "nodes"
         directory.mkdir()
         self.directory = directory
+        self.store = store or directory / "store"
         self.end_file = directory / "end"
         self.ledger = directory / "ledger"
         self.ledger.mkdir()
-        environment = {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(UPLOAD_BYTES_PER_SECOND), LEDGER: str(self.ledger)}
-        objects: Objects
-        if self.minio is None:
-            store = str(directory / "store")
-            objects = DirectoryObjects(directory / "store")
-        else:
+        environment = {**job.environment, LEDGER: str(self.ledger)}
+        self.records: Path | None = None
+        if store is not None:
+            self.records = directory / "records"
+            self.records.mkdir()
+            environment |= {"CHAOS_RECORDS": str(self.records), "PYTHONPATH": SHIMMED}
+        objects: Objects = DirectoryObjects(self.store)
+        url = str(self.store)
+        if self.minio is not None:
             try:
-                self.minio.start()
-                store = self.minio.make_bucket("chaos")
+                url, options = self._start_minio(self.minio, faults_seed)
             except BaseException:
-                self.minio.close()
+                self._close_servers()
                 raise
             objects = S3Objects(self.minio.client(), "chaos")
-            environment["CKPTD_STORE__STORAGE_OPTIONS"] = json.dumps(self.minio.storage_options)
+            environment["CKPTD_STORE__STORAGE_OPTIONS"] = json.dumps(options)
         arguments = [*job.arguments, "--end-file", str(self.end_file)]
-        plan = Plan(JOB, store, job.script, arguments, min_nodes, nodes, environment=environment)
+        plan = Plan(JOB, url, job.script, arguments, min_nodes, nodes, job.ranks_per_node, environment)
         self.cluster = Cluster(plan, directory, ["--every", str(job.every_steps)])
+        self.words = Words(self.cluster.output)
         self.inspector = Inspector(objects, JOB)
+        if (seed := job.content_seed) is not None:
+            total_bytes = int(STAND_IN_MB * (1 << 20))
+            self.inspector.contents = lambda commit: wrong_contents(objects, JOB, commit, seed, total_bytes)
         self.settled_ranks = 0
-        self._read_lines = 0
-        self._steps: list[Step] = []
-        self._words: list[tuple[str, re.Match[str]]] = []  # (who, what it says that it restored)
-        self._events: list[tuple[float, dict[str, object]]] = []
+        self._ranks_per_node = job.ranks_per_node
+
+    def _start_minio(self, minio: MinioServer, faults_seed: int | None) -> tuple[str, dict[str, object]]:
+        minio.start()
+        url = minio.make_bucket("chaos")
+        if faults_seed is None:
+            return url, minio.storage_options
+        self.toxiproxy = Toxiproxy(minio.port)
+        self.toxiproxy.start()
+        self.proxy = S3Proxy(self.toxiproxy.proxied_port, "chaos", faults_seed)
+        self.proxy.start()
+        return url, {**minio.storage_options, "endpoint_url": self.proxy.endpoint}
+
+    def _close_servers(self) -> None:
+        for server in (self.proxy, self.toxiproxy, self.minio):
+            if server is not None:
+                server.close()
 
     @property
     def nodes(self) -> list[Node]:
@@ -120,32 +171,23 @@ class Scene:
     def start_node(self, node: Node) -> None:
         """A node's daemon and agent; returns when the daemon is ready."""
         node.start_daemon()
+        self.start_agent(node)
+
+    def start_agent(self, node: Node) -> None:
+        """A node's agent alone."""
         node.start_agent(self._launcher)
 
     def close(self) -> None:
         """End all of it; the store goes last."""
         self.cluster.close()
-        if self.minio is not None:
-            self.minio.close()
+        self._close_servers()
 
     # ---- what is seen
 
-    def _read(self) -> None:
-        """Read on in what was printed; a long campaign prints too much to read all of it at every look."""
-        lines = self.cluster.output.since(self._read_lines)
-        self._read_lines += len(lines)
-        self._steps += read_steps(lines)
-        for line in lines:
-            if line.source == "coordinator":
-                if event := line.event:
-                    self._events.append((line.seconds, event))
-            elif word := _RESTORED.search(line.text):
-                self._words.append((line.source, word))
-
     def steps(self) -> list[Step]:
         """All steps that were printed."""
-        self._read()
-        return self._steps
+        self.words.refresh()
+        return self.words.steps
 
     def furthest(self) -> int:
         """The last step that was printed."""
@@ -153,38 +195,32 @@ class Scene:
 
     def restored(self) -> list[Restored]:
         """All ranks' words on what they restored, in the order of their coming."""
-        return [Restored(int(f[1]), int(f[2]), int(f[3]), (int(f[4]), int(f[5]))) for f in self._said()]
-
-    def offers(self) -> list[Offer]:
-        """What coordinators named to restore."""
-        found = (_OFFER.fullmatch(str(event.get("detail"))) for event in self.events())
-        return [Offer(int(f[1]), int(f[2]), f[3]) for f in found if f]
+        self.words.refresh()
+        return self.words.restored
 
     def events(self, after_seconds: float = 0.0) -> list[dict[str, object]]:
         """The coordinators' structured log lines, in the order of their coming."""
-        self._read()
-        return [event for seconds, event in self._events if seconds > after_seconds]
+        self.words.refresh()
+        return [event for seconds, event in self.words.events if seconds > after_seconds]
+
+    def hosts_rank(self, node: Node, rank: int) -> bool:
+        """Does this node run ``rank`` of the newest world?"""
+        restored = self.restored()
+        newest = max(one.generation for one in restored)
+        said = zip(restored, self.words.living, strict=True)
+        return any((one.rank, one.generation, living.source) == (rank, newest, f"{node.name}-agent") for one, living in said)
 
     def trainer_pid(self, node: Node) -> int:
         """The newest trainer of a node. Raises ChaosError when it is gone."""
-        pid = next((int(f[6]) for f in reversed(self._said(f"{node.name}-agent"))), 0)
+        self.words.refresh()
+        pid = next((rank.pid for rank in reversed(self.words.living) if rank.source == f"{node.name}-agent"), 0)
         if pid not in self.pids(node):
             raise ChaosError(f"the trainer of node {node.name} is gone before anybody killed it pid={pid}")
         return pid
 
-    def hosts_rank(self, node: Node, rank: int) -> bool:
-        """Does this node run ``rank`` of the newest world?"""
-        found = self._said(f"{node.name}-agent")
-        newest = max((int(f[4]), int(f[5])) for f in self._said())
-        return any(int(f[1]) == rank and (int(f[4]), int(f[5])) == newest for f in found)
-
     def pids(self, node: Node) -> list[int]:
         """All living processes of a node."""
         return pids_with("CKPTD_SOCKET", str(node.socket))
-
-    def _said(self, source: str = "") -> list[re.Match[str]]:
-        self._read()
-        return [word for who, word in self._words if source in (who, "")]
 
     def newest_commit(self) -> int:
         """The log number of the newest commit in the store; -1 without one."""
@@ -196,11 +232,22 @@ class Scene:
     def wait_step(self, after_seconds: float, count: int = 1, seconds: float = 60.0) -> None:
         """``count`` new steps after a moment of the monotonic clock."""
         what = f"{count} steps after the disturbance"
-        until(what, lambda: sum(step.seconds > after_seconds for step in self.steps()) >= count, seconds)
+        until(what, lambda: len(self.steps()) >= count and self.words.steps[-count].seconds > after_seconds, seconds)
 
     def wait_commit(self, after_seq: int, seconds: float = 60.0) -> int:
-        """A commit beyond log number ``after_seq``; its number."""
-        until(f"a commit after log record {after_seq}", lambda: self.newest_commit() > after_seq, seconds)
+        """A commit beyond log number ``after_seq``; its number. While it doesn't come, all invariants are looked at."""
+        looked = time.monotonic()
+
+        def there() -> bool:
+            nonlocal looked
+            if self.newest_commit() > after_seq:
+                return True
+            if time.monotonic() - looked > LOOK_SECONDS:
+                self.check()
+                looked = time.monotonic()
+            return False
+
+        until(f"a commit after log record {after_seq}", there, seconds)
         return self.newest_commit()
 
     def wait_world(self, nodes: int, after_seconds: float, seconds: float = 90.0) -> None:
@@ -208,7 +255,8 @@ class Scene:
 
         def there() -> bool:
             steps = self.steps()
-            return bool(steps) and steps[-1].world == nodes and steps[-1].seconds > after_seconds
+            whole = nodes * self._ranks_per_node
+            return bool(steps) and steps[-1].world == whole and steps[-1].seconds > after_seconds
 
         until(f"a step of {nodes} nodes together", there, seconds)
 
@@ -222,9 +270,20 @@ class Scene:
         if new:
             raise ChaosError(f"workers were restarted though none was killed: {new}")
 
+    def problems(self, thorough: bool = False) -> list[str]:
+        """All that does not hold in the store, on the disk and in the job's words."""
+        self.words.refresh()
+        words = self.words
+        problems = [f"I5: {line}" for line in words.wrong]
+        if self.records is not None:
+            problems += list(unsafe(self.records))[:5]
+        if self.proxy is not None:
+            problems += rewritten(dict(self.proxy.stored))
+        return problems + self.inspector.look(words.restored, words.offers, words.acknowledged, thorough)
+
     def check(self, thorough: bool = False) -> None:
-        """Raises ChaosError with all that does not hold in the store and in the job's words."""
-        problems = self.inspector.look(self.restored(), self.offers(), thorough)
+        """Raises ChaosError with all problems."""
+        problems = self.problems(thorough)
         if problems:
             raise ChaosError("; ".join(problems))
 
@@ -234,3 +293,12 @@ def needed(process: Process | None) -> Process:
     if process is None:
         raise ChaosError("it was never started")
     return process
+
+
+def rewritten(stored: Mapping[str, set[int]]) -> list[str]:
+    """Keys that were written more than once, with other bytes: only hints may be (PROTOCOLS 3)."""
+    return [
+        f"K1: {key} was written with {len(bodies)} different contents"
+        for key, bodies in stored.items()
+        if len(bodies) > 1 and not _REPLACED.search(key)
+    ]

@@ -165,10 +165,12 @@ class Agent:
     def run(self) -> None:
         """Until the job is done."""
         least, most = (int(part) for part in self._options.nodes.split(":"))
+        failure = ""
         while True:
             deadline = time.monotonic() + JOIN_SECONDS
             try:
-                formed = self._link.join(self._options.nproc, least, most, deadline)
+                formed = self._link.join(self._options.nproc, least, most, deadline, failure)
+                failure = ""
                 places = self._meet(formed, least, most, deadline)
             except JobCompleteError:
                 break
@@ -178,21 +180,25 @@ class Agent:
                 say(f"joining again: {error}")
                 continue
             self._nursery.start(places)
-            if self._watch(len(places)):
+            ended = self._watch(len(places))
+            if ended is None:
                 break
+            failure = ended
         self._link.leave(False, "done")
 
-    def _watch(self, running: int) -> bool:
-        """Until all ranks have ended well (True), or the world is over (False)."""
-        while running and self._link.regroup is None:
+    def _watch(self, running: int) -> str | None:
+        """Until all ranks have ended well (None), or the world is over: how the first rank failed, empty if none did."""
+        failure = ""
+        while running and not failure and self._link.regroup is None:
             code = self._nursery.ended(WATCH_SECONDS)
             if code == 0:
                 running -= 1
             elif code is not None:
-                break
-        if running:
-            self._nursery.stop()
-        return not running
+                failure = f"a rank ended with exit code {code}"
+        if not running:
+            return None
+        self._nursery.stop()
+        return failure
 
     def _meet(self, formed: Formed, least: int, most: int, deadline: float) -> list[Place]:
         """Exchange numbers of ranks and the address of rank 0 with the other agents; the places of our ranks."""

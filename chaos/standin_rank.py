@@ -16,7 +16,7 @@ import numpy as np
 from chaos.content import Cells, Filler, Piece, layout, tensors
 from ckptd_client.arena import Arena
 from ckptd_client.capture import Collected, Plan, encode_objects
-from ckptd_client.errors import CkptdError, RestoreError, SaveError
+from ckptd_client.errors import CkptdError, ResourceError, RestoreError, SaveError
 from ckptd_client.member import Member
 from ckptd_client.messages import (
     Durable,
@@ -28,6 +28,7 @@ from ckptd_client.messages import (
     RestoreFrame,
     RestoreRead,
     RestoreRing,
+    Vacate,
     Want,
 )
 from ckptd_client.place import Place
@@ -138,10 +139,15 @@ class Rank:
 
     def step(self, n: int) -> None:
         """Step ``n`` is done: as `Checkpointer.step`."""
+        self._stager.entered_seconds = time.monotonic()
         self._follower.completed = n
         try:
             if self._alive():
                 self._scheduled(n)
+        except ResourceError:
+            if not self._stager.ever_registered:
+                raise
+            self._session.warn("the daemon has no room for this state any more; nothing is saved")
         except CkptdError as error:
             self._session.warn(f"no snapshot of step {n}: {error}")
             if self._follower.due_step == n:
@@ -157,6 +163,8 @@ class Rank:
         return self.member.joined
 
     def _scheduled(self, n: int) -> None:
+        if not self._stager.resume(wait=False):
+            return
         if self._stager.arena is None and self._stager.ready(self._collected(), wait=False) is None:
             return
         if not self._follower.due(n) or n in self._stager.handles:
@@ -177,7 +185,9 @@ class Rank:
                 self._say(f"given up rank={self._place.rank}: {error}")
         if self.member.joined:
             self._session.request(Finished(self._session.next_id()), REPORT_SECONDS)
+        self._session.send(Vacate())
         self._session.close()
+        self._stager.on_lost()
 
 
 def _want(piece: Piece) -> Want:

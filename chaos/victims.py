@@ -60,7 +60,7 @@ def agent(scene: Scene, node: Node, rng: random.Random) -> float:
     process.signal(signal.SIGKILL)
     process.wait(GONE_SECONDS)
     wait_workers(scene, node)
-    node.start_agent()
+    scene.start_agent(node)
     return killed
 
 
@@ -71,7 +71,7 @@ def whole_node(scene: Scene, node: Node, rng: random.Random) -> float:
     after = scene.newest_commit()
     scene.wait_step(time.monotonic(), ALONE_STEPS, 90.0)
     scene.wait_commit(after)
-    node.start()
+    scene.start_node(node)
     return killed
 
 

@@ -1,23 +1,57 @@
-"""Short campaigns of fixed seeds: every kind of victim dies by SIGKILL at least once, and all that was promised holds."""
+"""Short campaigns of fixed seeds: faults of every kind, and all that was promised holds (`make chaos` is the long one)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from chaos.acts import ACTS, Tally, draw, repeat
+from chaos.bugs import BUGS
 from chaos.campaign import Orders, run
+from chaos.records import unsynced
+from chaos.scene import rewritten
+from chaos.trial import Outcome
 from chaos.victims import STRIKES
 
+SEED = 3
 
-def test_every_victim_once(tmp_path: Path) -> None:
-    """Trainer, daemon, agent, node, coordinator and MinIO, one after the other, in one job."""
-    orders = Orders(seed=3, kills=len(STRIKES), victims=list(STRIKES), minio=True)
-    assert set(orders.drawn()) == set(STRIKES)
+
+def test_real_trainers(tmp_path: Path) -> None:
+    """A trainer and a node of a torch training die, and no step's loss is another one for it."""
+    orders = Orders(SEED, kills=2, victims=["trainer", "node"], minio=False)
     print(orders.repeat())
     run(orders, tmp_path, print)
 
 
-def test_orders_follow_from_the_seed() -> None:
+def test_all_follows_from_the_seed() -> None:
+    assert [trial.name for trial in draw("way", 5)] == [trial.name for trial in draw("way", 5)]
+    assert [trial.name for trial in draw("way", 5)] != [trial.name for trial in draw("way", 6)]
+    assert {trial.name for trial in draw("disk", 5, ["kill trainer"], 2)} == {"kill trainer"}
+    assert '--seed 5 --acts disk --only "kill trainer" --times 2\'' in repeat(5, ["disk"], ["kill trainer"], 2)
     orders = Orders(seed=5, kills=14, victims=list(STRIKES), minio=True)
     assert orders.drawn() == orders.drawn() != Orders(6, 14, list(STRIKES), True).drawn()
-    assert all(set(orders.drawn()[start : start + 6]) == set(STRIKES) for start in (0, 6))
-    assert "--seed 5 --kills 14" in orders.repeat()
+
+
+def test_a_campaign_with_too_little_in_it_is_no_success() -> None:
+    tally = Tally()
+    assert len(tally.shortcomings()) == 3
+    tally.outcomes = [(Outcome(f"fault {number}", 9, 1, 2, 1.0), number < 6) for number in range(23)]
+    assert tally.shortcomings() == []
+    assert "23 fault classes, 207 SIGKILLs, 54 of them of torch trainers" in list(tally.table())
+    del tally.outcomes[0]
+    assert tally.shortcomings() == ["198 SIGKILLs, at least 200 are asked for"]
+
+
+def test_every_bug_has_a_trial_that_meets_it() -> None:
+    assert len(BUGS) >= 6
+    for bug in BUGS.values():
+        assert bug.trial in {trial.name for trial, _ in ACTS[bug.act].trials}
+
+
+def test_a_missing_fsync_is_named() -> None:
+    lines = ["fsync /s/.tmp-1", "publish /s/.tmp-1 /s/one", "publish /s/.tmp-2 /s/two", "fsync /s"]
+    assert list(unsynced(lines)) == ["D1: /s/two was made visible before its bytes were on the disk"]
+
+
+def test_a_key_written_twice_is_named() -> None:
+    assert rewritten({"chaos/data/1-1.20.0/a.0-0.seg": {1}, "chaos/LATEST": {1, 2}}) == []
+    assert len(rewritten({"chaos/data/1-1.20.0/a.0-0.seg": {1, 2}})) == 1
