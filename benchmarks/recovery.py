@@ -16,6 +16,7 @@ from ckptd.store.open import open_store
 _STEPS = 30
 _EVERY = 5
 _KILL_AFTER = 12
+_PACE_SECONDS = 0.15
 
 
 def measure(total_bytes: int, rounds: int) -> list[Result]:
@@ -23,11 +24,11 @@ def measure(total_bytes: int, rounds: int) -> list[Result]:
     load = os.getloadavg()[0]
     top = Path(tempfile.mkdtemp(prefix="ckptd-bench-"))
     losses: dict[int, float] = {}
-    reports = []
+    kills = []
     for number in range(rounds):
         options = _options(top / f"{top.name}-{number}")
         losses = losses or run_reference(options)
-        reports.append(_tell(options, losses))
+        kills += _tell(options, losses).losses
     shutil.rmtree(top)
     settings = CoordinatorSettings()  # type: ignore[call-arg]
     notes = {
@@ -35,10 +36,10 @@ def measure(total_bytes: int, rounds: int) -> list[Result]:
         "heartbeat_seconds": settings.heartbeat_seconds,
         "lease_seconds": settings.lease_seconds,
         "debounce_seconds": settings.debounce_seconds,
-        "steps_lost": [report.steps_lost for report in reports],
+        "steps_lost": [kill.steps_lost for kill in kills],
     }
-    detect = {"ckptd": [report.detect_seconds for report in reports]}
-    step = {"ckptd": [report.first_step_seconds for report in reports]}
+    detect = {"ckptd": [kill.detect_seconds for kill in kills]}
+    step = {"ckptd": [kill.first_step_seconds for kill in kills]}
     return [
         from_rounds(
             "recovery_detect", "seconds from SIGKILL of a node to detection", "s", detect, None, notes=notes, load=load
@@ -54,7 +55,7 @@ def _options(directory: Path) -> Options:
     logs = directory / "logs"
     logs.mkdir(parents=True)
     script = ROOT / "examples" / "train_gpt.py"
-    return Options(str(directory / "store"), script, logs, _STEPS, _EVERY, _KILL_AFTER, False)
+    return Options(str(directory / "store"), script, logs, 2, _STEPS, _EVERY, _KILL_AFTER, _PACE_SECONDS, rejoin=False)
 
 
 def _tell(options: Options, losses: dict[int, float]) -> Report:

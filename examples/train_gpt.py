@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import sysconfig
+import time
 from pathlib import Path
 
 import torch
@@ -71,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--text-bytes", type=int, default=2_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pace", type=float, default=0.0, help="least seconds a step: to have the time to watch")
     return parser.parse_args()
 
 
@@ -116,6 +118,7 @@ def main() -> None:
             print(f"restored step={restored} world={world}" if restored else f"starting world={world}", flush=True)
 
         for step in ckpt.steps(args.steps):  # (ckptd) the steps to do; saves as the coordinator schedules it
+            begun = time.monotonic()
             total = torch.zeros((), device=device)
             # (ckptd) this rank's share of the global batch; with `scale`, gradients are those of the mean over all of it
             for indices, scale in ckpt.batches(samples, args.global_batch, args.micro_batch, args.seed):
@@ -132,6 +135,7 @@ def main() -> None:
                 dist.all_reduce(total)
             if rank == 0:
                 print(f"step={step} loss={total.item():.6f} world={world}", flush=True)
+            time.sleep(max(0.0, args.pace - (time.monotonic() - begun)))
 
     if dist.is_initialized():
         dist.destroy_process_group()

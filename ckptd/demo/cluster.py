@@ -30,6 +30,11 @@ class Plan:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def memory_prefix(directory: Path) -> str:
+    """How the names in /dev/shm of a cluster in this directory begin: two clusters never share memory."""
+    return f"ckptd-{digest(str(directory.resolve()).encode())[:12]}-"
+
+
 def executable() -> list[str]:
     """How to start ckptd: $CKPTD_EXECUTABLE (a command line, as for `ckptd-run`), else this very installation."""
     named = os.environ.get("CKPTD_EXECUTABLE")
@@ -57,8 +62,7 @@ class Node:
         self.name = name
         self._plan = plan
         self._output = output
-        place = digest(str(directory.resolve()).encode())[:12]  # two clusters never share memory
-        self.arena = Path(f"/dev/shm/ckptd-{place}-{name}")
+        self.arena = Path("/dev/shm") / f"{memory_prefix(directory)}{name}"
         self.socket = directory / f"{name}.sock"
         self.environment = {
             **os.environ,

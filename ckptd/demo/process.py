@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,13 +100,22 @@ class Output:
                 raise DemoError(f"after {seconds:.0f} s still waiting for {what}; the logs are in {self._directory}\n{last}")
 
 
+# Runs before the command, in its process: the kernel sends it SIGTERM when its parent ends, however that comes about.
+_FOLLOWER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG, which outlives exec
+os.getppid() == int(sys.argv[1]) or sys.exit("its parent is gone already")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
 class Process:
-    """One child process in a session of its own."""
+    """One child process in a session of its own. It is told to end when this process, or the thread that starts it, does."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], output: Output) -> None:
         self.name = name
         self._popen = subprocess.Popen(
-            list(command),
+            [sys.executable, "-ISc", _FOLLOWER, str(os.getpid()), *command],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

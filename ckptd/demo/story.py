@@ -1,4 +1,4 @@
-"""The demo's course of events: train on two nodes, kill one, go on with the other, take the first one back, compare."""
+"""The demo's course of events: nodes train together, some are killed, the others go on, the killed ones come back; compare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +22,38 @@ from ckptd.store.base import Store
 
 _TRAIN_SECONDS = 90.0
 _END_SECONDS = 120.0
+_REFERENCE_SECONDS = 240.0
+_COUNTS = ("no", "one", "two", "three", "four", "five")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the demo is asked to do. ``rejoin``: bring the killed node back."""
+    """What the demo is asked to do. ``pace_seconds``: the least that a step takes. ``rejoin``: bring killed nodes back."""
 
     store: str
     script: Path
     directory: Path
+    nodes: int
     total_steps: int
     every_steps: int
     kill_after_step: int
+    pace_seconds: float
     rejoin: bool
+
+    @property
+    def names(self) -> list[str]:
+        """Of the nodes."""
+        return list("abcde"[: self.nodes])
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What one kill cost; seconds count from the SIGKILL."""
+
+    nodes: str
+    steps_lost: int
+    detect_seconds: float
+    first_step_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +61,10 @@ class Report:
     """What was measured; ``problems`` is empty when all that was promised held."""
 
     problems: list[str]
-    steps_lost: int
-    detect_seconds: float
-    first_step_seconds: float
+    losses: list[Loss]
     raw_bytes: int
     stored_bytes: int
-    checkpoints: int
+    committed: int
     kept: int
 
 
@@ -55,8 +72,8 @@ Say = Callable[[str], None]
 
 
 def script_arguments(options: Options) -> list[str]:
-    """For examples/train_gpt.py: steps long enough that a node has time to come back."""
-    return ["--steps", str(options.total_steps), "--parallel", "fsdp2", "--global-batch", "48", "--micro-batch", "8"]
+    """For examples/train_gpt.py."""
+    return ["--steps", str(options.total_steps), "--parallel", "fsdp2", "--global-batch", "12", "--micro-batch", "12"]
 
 
 def run_reference(options: Options) -> dict[int, float]:
@@ -67,12 +84,13 @@ def run_reference(options: Options) -> dict[int, float]:
         "CKPTD_SOCKET": str(options.directory / "none.sock"),
         "CKPTD_JOB": "reference",
         "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
     }
     environment = {key: value for key, value in environment.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     command = [sys.executable, str(options.script), *script_arguments(options)]
     process = Process("reference", command, environment, output)
     try:
-        code = process.wait(_END_SECONDS)
+        code = process.wait(_REFERENCE_SECONDS)
     finally:
         process.stop()
     output.wait_for("the last line of the undisturbed run", lambda: output.ended("reference"), 10.0)
@@ -86,63 +104,96 @@ class Story:
     """One run of the demo over one cluster."""
 
     def __init__(self, options: Options, store: Store, say: Say) -> None:
-        job = f"demo-{int(time.time())}"
-        arguments = script_arguments(options)
-        self._plan = Plan(job, options.store, options.script, arguments)
-        settings = ["--every", str(options.every_steps)]
-        self._cluster = Cluster(self._plan, options.directory, settings)
+        self.job = f"demo-{int(time.time())}"
+        arguments = [*script_arguments(options), "--pace", str(options.pace_seconds)]
+        plan = Plan(self.job, options.store, options.script, arguments, max_nodes=options.nodes)
+        self._cluster = Cluster(plan, options.directory, ["--every", str(options.every_steps)])
         self._options = options
         self._store = store
         self._say = say
+        self._losses: list[Loss] = []
+
+    @property
+    def output(self) -> Output:
+        """All that the cluster says."""
+        return self._cluster.output
 
     def tell(self, reference: dict[int, float]) -> Report:
         """Let it happen. Raises DemoError when something does not come about in time."""
-        cluster = self._cluster
+        names, rejoin = self._options.names, self._options.rejoin
         try:
-            cluster.start_coordinator()
-            for name in ("a", "b"):
-                cluster.node(name).start()
-            self._say("two nodes train together; each has a daemon, an agent and a worker")
-            self._wait_step(2, self._options.kill_after_step)
-            self._wait_commit(1)
-            killed_seconds = self._kill("b")
-            first = self._next_world(1, killed_seconds)
-            detected, reason = self._detected(killed_seconds)
-            self._say(f"detected after {detected:.2f} s: {reason}")
-            self._say(
-                f"one node trains on from step {first.step - 1}; first new step {first.seconds - killed_seconds:.2f} s after"
-            )
-            if self._options.rejoin:
-                self._rejoin("b")
-            self._wait_end(["a", "b"] if self._options.rejoin else ["a"])
-            return self._report(reference, killed_seconds, detected, first)
+            self._cluster.start_coordinator()
+            for name in names:
+                self._cluster.node(name).start()
+            self._say(f"{_COUNTS[len(names)]} nodes train together; each has a daemon, an agent and a worker")
+            self._wait_step(len(names), self._options.kill_after_step)
+            left = self._lose([names[1]])
+            if rejoin and self._back([names[1]]) and len(names) > 2:
+                left = self._lose(names[:-1])
+                self._back(names[:-1])
+            self._wait_end(names if rejoin else left)
+            return self._report(reference)
         finally:
-            cluster.close()
+            self._cluster.close()
+
+    # ---- what happens
+
+    def _lose(self, lost: Sequence[str]) -> list[str]:
+        """Kill these nodes once there is a commit of their world; the names of those left, which train on."""
+        left = [name for name in self._options.names if name not in lost]
+        begun = stretches(self._steps())[-1].first.seconds
+        self.output.wait_for("a commit of this world", lambda: self._committed_since(begun), _TRAIN_SECONDS)
+        killed = time.monotonic()
+        pids = sum(len(self._cluster.node(name).kill()) for name in lost)
+        last = [step.step for step in self._steps() if step.seconds <= killed][-1]
+        who = f"node {lost[0]}" if len(lost) == 1 else f"nodes {' and '.join(lost)}"
+        self._say(f"{who} killed with SIGKILL in step {last + 1}: {pids} processes and all shared memory there are gone")
+        first = self._next_world(len(left), killed)
+        detected, reason = self._detected(killed)
+        self._say(f"detected after {detected:.2f} s: {reason}")
+        took = first.seconds - killed
+        went_on = "one node trains" if len(left) == 1 else f"{_COUNTS[len(left)]} nodes train"
+        self._say(f"{went_on} on from step {first.step - 1}; first new step {took:.2f} s after")
+        self._losses.append(Loss(" and ".join(lost), last - (first.step - 1), detected, took))
+        return left
+
+    def _back(self, names: Sequence[str]) -> bool:
+        """Start these nodes again; whether they are all taken in before the training ends."""
+        all_nodes, who = self._options.nodes, " and ".join(names)
+        self._say(f"{who} {'comes' if len(names) == 1 else 'come'} back, to be taken in after the next commit")
+        for name in names:
+            self._cluster.node(name).start()
+        self.output.wait_for(
+            f"a first step of {all_nodes} nodes, or the end",
+            lambda: (steps := self._steps())[-1].world == all_nodes or steps[-1].step == self._options.total_steps,
+            _TRAIN_SECONDS,
+        )
+        last = stretches(self._steps())[-1]
+        if last.last.world == all_nodes:
+            self._say(f"{_COUNTS[all_nodes]} nodes again from step {last.first.step} on")
+            return True
+        self._say(f"training ended before {who} could be taken in; with more --steps there would have been time")
+        return False
+
+    # ---- what is seen
 
     def _steps(self) -> list[Step]:
-        return read_steps(list(self._cluster.output))
+        return read_steps(list(self.output))
 
     def _wait_step(self, world: int, step: int) -> None:
-        self._cluster.output.wait_for(
+        self.output.wait_for(
             f"step {step} in a world of {world}",
             lambda: any(seen.world == world and seen.step >= step for seen in self._steps()),
             _TRAIN_SECONDS,
         )
 
-    def _wait_commit(self, count: int) -> None:
-        self._cluster.output.wait_for(f"{count} committed checkpoints", lambda: len(self._commits()) >= count, _TRAIN_SECONDS)
+    def _commits(self) -> Sequence[CatalogEntry]:
+        """Every commit, read from the log in the store."""
+        return catalog(asyncio.run(CommitLog(self._store, self.job).load()))
 
-    def _commits(self) -> list[CatalogEntry]:
-        """Every commit, whatever became of it, read from the log in the store."""
-        return list(catalog(asyncio.run(CommitLog(self._store, self._plan.job).load())))
-
-    def _kill(self, name: str) -> float:
-        node = self._cluster.node(name)
-        killed_seconds = time.monotonic()
-        pids = node.kill()
-        last = max(step.step for step in self._steps())
-        self._say(f"node {name} killed with SIGKILL in step {last + 1}: {len(pids)} processes and its shared memory are gone")
-        return killed_seconds
+    def _committed_since(self, seconds: float) -> bool:
+        settled = (line.event for line in self.output if line.source == "coordinator" and line.seconds > seconds)
+        return any(event.get("event") == "attempt settled" and event.get("seq") is not None for event in settled)
 
     def _next_world(self, world: int, after_seconds: float) -> Step:
         """Wait for the first step of a new world."""
@@ -151,35 +202,20 @@ class Story:
             firsts = (part.first for part in stretches(self._steps()))
             return next((step for step in firsts if step.seconds > after_seconds and step.world == world), None)
 
-        self._cluster.output.wait_for(f"a first step in a world of {world}", lambda: first() is not None, _TRAIN_SECONDS)
+        self.output.wait_for(f"a first step in a world of {world}", lambda: first() is not None, _TRAIN_SECONDS)
         found = first()
         assert found is not None
         return found
 
     def _detected(self, killed_seconds: float) -> tuple[float, str]:
         """When the coordinator first told somebody to regroup, in seconds after the kill, and why."""
-        for line in self._cluster.output:
+        for line in self.output:
             event = line.event if line.source == "coordinator" and line.seconds > killed_seconds else {}
             if event.get("event") == "regroup":
                 return line.seconds - killed_seconds, str(event.get("reason"))
         raise DemoError("the coordinator never told anybody to regroup")
 
-    def _rejoin(self, name: str) -> None:
-        self._say(f"node {name} comes back; it is taken in after the next commit")
-        self._cluster.node(name).start()
-        done = f"step={self._options.total_steps} "
-        self._cluster.output.wait_for(
-            "a first step of two nodes, or the end",
-            lambda: stretches(self._steps())[-1].last.world == 2 or self._cluster.output.count("a-agent", done) > 0,
-            _TRAIN_SECONDS,
-        )
-        last = stretches(self._steps())[-1]
-        if last.last.world == 2:
-            self._say(f"two nodes again from step {last.first.step} on")
-        else:
-            self._say(f"training ended before node {name} could be taken in; with more --steps it would have been")
-
-    def _wait_end(self, names: Iterable[str]) -> None:
+    def _wait_end(self, names: Sequence[str]) -> None:
         for name in names:
             agent = self._cluster.node(name).agent
             assert agent is not None
@@ -188,34 +224,28 @@ class Story:
                 raise DemoError(
                     f"the launcher of node {name} ended with exit code {code}; its log is in {self._options.directory}"
                 )
-            self._cluster.output.wait_for("the last lines", lambda name=name: self._cluster.output.ended(f"{name}-agent"), 10.0)  # type: ignore[misc]
+            self.output.wait_for("the last lines", lambda name=name: self.output.ended(f"{name}-agent"), 10.0)  # type: ignore[misc]
 
-    def _report(self, reference: dict[int, float], killed_seconds: float, detected: float, first: Step) -> Report:
-        steps = self._steps()
-        commits = self._commits()
+    # ---- what it was worth
+
+    def _report(self, reference: dict[int, float]) -> Report:
+        steps, commits = self._steps(), [entry for entry in self._commits() if entry.status == "live"]
         problems = judge(steps, reference, self._newest_before(steps), self._options.total_steps)
         problems += self._left_behind()
-        lost = max(step.step for step in steps if step.seconds <= killed_seconds) - (first.step - 1)
-        manifests = [
-            decode_manifest(asyncio.run(self._store.get(manifest_key(self._plan.job, entry.manifest))))
-            for entry in commits
-            if entry.status == "live"
-        ]
+        keys = [manifest_key(self.job, entry.manifest) for entry in commits]
+        manifests = [decode_manifest(asyncio.run(self._store.get(key))) for key in keys]
         return Report(
             problems=problems,
-            steps_lost=lost,
-            detect_seconds=detected,
-            first_step_seconds=first.seconds - killed_seconds,
+            losses=self._losses,
             raw_bytes=sum(manifest.raw_bytes for manifest in manifests),
             stored_bytes=sum(manifest.stored_bytes for manifest in manifests),
-            checkpoints=len(commits),
-            kept=len(manifests),
+            committed=len(self._commits()),
+            kept=len(commits),
         )
 
     def _newest_before(self, steps: list[Step]) -> list[int]:
         """For each later world: the step of the newest commit that an earlier world had made, straight from the log's order."""
-        state = asyncio.run(CommitLog(self._store, self._plan.job).load())
-        newest = {entry.generation: entry.step for entry in catalog(state)}
+        newest = {entry.generation: entry.step for entry in self._commits()}
         ordered = [newest[generation] for generation in sorted(newest)]
         return ordered[: len(stretches(steps)) - 1]
 

@@ -13,7 +13,7 @@ from ckptd_client.checkpointer import Checkpointer, Handle
 from ckptd_client.errors import SaveError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_gpt.py"
-GLOBAL_BATCH = 48  # as the demo says
+GLOBAL_BATCH = 12  # as the demo says
 _step = Checkpointer.step
 
 

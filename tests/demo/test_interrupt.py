@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from ckptd.demo.cluster import memory_prefix
 from ckptd.demo.process import pids_with
 from tests.launch.processes import launched
 
 SCRIPT = Path(__file__).with_name("small_gpt.py")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left(tmp_path_factory: pytest.TempPathFactory, number: signal.Signals) -> None:
     directory = tmp_path_factory.mktemp("d")  # short: sockets lie in it
     environment = {**os.environ, "TMPDIR": str(directory), "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
-    with launched(["-m", "ckptd", "demo", "--steps", "400", "--every", "200", "--script", str(SCRIPT)], **environment) as demo:
+    command = ["-m", "ckptd", "demo", "--nodes", "2", "--steps", "100", "--every", "50", "--script", str(SCRIPT)]
+    with launched(command, **environment) as demo:
         demo.line("an undisturbed run first")
         if number == signal.SIGINT:
             demo.process.send_signal(number)
@@ -28,7 +31,12 @@ def test_nothing_is_left(tmp_path_factory: pytest.TempPathFactory, number: signa
             demo.process.send_signal(number)
         code = demo.wait(90)
     assert code != 0
+    deadline = time.monotonic() + (
+        60 if number == signal.SIGKILL else 0
+    )  # the kernel tells its children, and they end in order
+    while pids_with("TMPDIR", str(directory)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert pids_with("TMPDIR", str(directory)) == []
     [place] = directory.glob("ckptd-demo-*")
-    assert list(Path("/dev/shm").glob(f"{place.name}*")) == []
+    assert list(Path("/dev/shm").glob(f"{memory_prefix(place)}*/*.arena")) == []
     assert "Traceback" not in "\n".join(demo.seen)

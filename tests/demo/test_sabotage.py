@@ -26,6 +26,7 @@ def demo(directory: Path, script: str = "small_gpt.py", executable: str = "") ->
     if executable:
         environment["CKPTD_EXECUTABLE"] = shlex.join([sys.executable, str(HERE / "sabotaged_ckptd.py"), executable])
     command = [str(Path(sys.executable).with_name("ckptd")), "demo", "--steps", "24", "--every", "4", "--no-rejoin"]
+    command += ["--nodes", "2", "--pace", "0"]
     command += ["--script", str(HERE / script)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
