@@ -104,7 +104,7 @@ def _tell_live(
 
     story = Story(options, store, lambda text: watcher.say(text))
     watcher = Watcher(options.names, options.total_steps, story.output, ask, now)
-    with watcher, Live(get_renderable=lambda: draw(watcher.picture()), console=console, refresh_per_second=4):
+    with watcher, Live(get_renderable=lambda: draw(watcher.picture(), console.height), console=console, refresh_per_second=4):
         return story.tell(reference)
 
 

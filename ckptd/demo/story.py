@@ -23,6 +23,7 @@ from ckptd.store.base import Store
 _TRAIN_SECONDS = 90.0
 _END_SECONDS = 120.0
 _REFERENCE_SECONDS = 240.0
+_GONE_SECONDS = 30.0
 _COUNTS = ("no", "one", "two", "three", "four", "five")
 
 
@@ -254,6 +255,10 @@ class Story:
             if node.daemon is not None:
                 node.daemon.signal(signal.SIGTERM)
                 node.daemon.wait(30.0)
-        return [
-            f"left behind on node {node.name}: {thing}" for node in self._cluster.nodes.values() for thing in node.left_over()
-        ]
+        # An agent that came too late ends at once, and its fork server when it has loaded torch and sees that it is alone.
+        deadline = time.monotonic() + _GONE_SECONDS
+        while left := [(node, thing) for node in self._cluster.nodes.values() for thing in node.left_over()]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return [f"left behind on node {node.name}: {thing}" for node, thing in left]

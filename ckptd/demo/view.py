@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ckptd.demo.watch import Picture
 
+_OTHER_LINES = 16
 _STYLES = {
     "alive": "green",
     "waiting": "yellow",
@@ -24,9 +25,10 @@ _STYLES = {
 }
 
 
-def draw(picture: Picture) -> RenderableType:
-    """The whole view: a headline, nodes beside checkpoints, the story."""
-    story = Text("\n".join(picture.story) or "…", overflow="ellipsis", no_wrap=True)
+def draw(picture: Picture, height: int) -> RenderableType:
+    """The whole view: a headline, nodes beside checkpoints, and as much of the story as fits into ``height`` lines."""
+    lines = max(3, height - _OTHER_LINES)
+    story = Text("\n".join(picture.story[-lines:]) or "…", overflow="ellipsis", no_wrap=True)
     return Group(
         _headline(picture),
         Columns([_nodes(picture), _saved(picture)]),
@@ -50,7 +52,7 @@ def _nodes(picture: Picture) -> Table:
 
 
 def _saved(picture: Picture) -> Table:
-    table = Table("step", "staged → durable", "stall", "state", title="newest checkpoints", title_justify="left", min_width=48)
+    table = Table("step", "staged → durable", "stall", "size", title="newest checkpoints", title_justify="left", min_width=48)
     for one in picture.saved:
         table.add_row(
             str(one.step), f"{one.durable_seconds:.2f} s", f"{1000 * one.stall_seconds:.1f} ms", decimal(one.raw_bytes)

@@ -13,7 +13,7 @@ from ckptd.rpc.v1 import coordinator_pb2 as pb
 
 _LOOK_SECONDS = 0.4
 _SAVED = 6
-_STORY = 14
+_STORY = 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def test_the_picture_shows_all_of_it() -> None:
         story=("[  10.0 s] node b killed",),
     )
     console = Console(width=110, file=io.StringIO(), record=True)
-    console.print(draw(picture))
+    console.print(draw(picture, 30))
     text = console.export_text()
     for shown in (
         "training",
