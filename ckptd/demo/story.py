@@ -213,7 +213,8 @@ class Story:
         for line in self.output:
             event = line.event if line.source == "coordinator" and line.seconds > killed_seconds else {}
             if event.get("event") == "regroup":
-                return line.seconds - killed_seconds, str(event.get("reason"))
+                reason, _, _ = str(event.get("reason")).partition(" (")  # without torch's own words on it
+                return line.seconds - killed_seconds, reason
         raise DemoError("the coordinator never told anybody to regroup")
 
     def _wait_end(self, names: Sequence[str]) -> None:
