@@ -16,6 +16,7 @@ from ckptd.commit.log import CommitLog
 from ckptd.demo.cluster import Cluster, Plan
 from ckptd.demo.process import DemoError, Output, Process
 from ckptd.demo.verdict import Step, judge, read_steps, stretches
+from ckptd.demo.watch import ended_world
 from ckptd.model.keys import manifest_key
 from ckptd.model.manifest import decode_manifest
 from ckptd.store.base import Store
@@ -209,13 +210,12 @@ class Story:
         return found
 
     def _detected(self, killed_seconds: float) -> tuple[float, str]:
-        """When the coordinator first told somebody to regroup, in seconds after the kill, and why."""
-        for line in self.output:
-            event = line.event if line.source == "coordinator" and line.seconds > killed_seconds else {}
-            if event.get("event") == "regroup":
-                reason, _, _ = str(event.get("reason")).partition(" (")  # without torch's own words on it
-                return line.seconds - killed_seconds, reason
-        raise DemoError("the coordinator never told anybody to regroup")
+        """When the coordinator first ended the broken world, in seconds after the kill, and why."""
+        found = ended_world(self.output, killed_seconds)
+        if found is None:
+            raise DemoError("the coordinator never ended the broken world")
+        seconds, reason = found
+        return seconds - killed_seconds, reason.partition(" (")[0]  # without torch's own words on it
 
     def _wait_end(self, names: Sequence[str]) -> None:
         for name in names:

@@ -73,14 +73,32 @@ def newest_saved(reply: pb.StatusReply) -> Saved | None:
     return Saved(step, slowest, max(part.stall_seconds for part in parts), sum(part.bytes for part in parts))
 
 
+def reason_of(event: dict[str, object]) -> str:
+    """Why the coordinator did what this line of its log says."""
+    if "reason" in event:
+        return str(event["reason"])
+    return str(event.get("detail", "")).rpartition("reason=")[2].rstrip(")").strip("'\"")
+
+
+def ended_world(lines: Iterable[Line], after_seconds: float) -> tuple[float, str] | None:
+    """When the coordinator first ended a world after ``after_seconds``, and why; None when it has not.
+
+    As a rule a survivor's worker fails at once; where its collective hangs instead, the silence of the lost node is what shows.
+    """
+    for line in lines:
+        event = line.event if line.source == "coordinator" and line.seconds > after_seconds else {}
+        if event.get("event") == "regroup" or event.get("action") == "DeclareDead":
+            return line.seconds, reason_of(event)
+    return None
+
+
 def in_words(event: dict[str, object]) -> str | None:
     """What a line of the coordinator means to who watches; None when nothing."""
     detail = str(event.get("detail", ""))
     if event.get("event") == "regroup":
-        return f"  coordinator: workers stop, {event.get('reason')}"
+        return f"  coordinator: workers stop, {reason_of(event)}"
     if event.get("action") in ("DeclareDead", "FormGeneration"):
-        reason = detail.rpartition("reason=")[2].rstrip(")").strip("'\"")
-        return f"  coordinator: {'a world of ' if event['action'] == 'FormGeneration' else ''}{reason}"
+        return f"  coordinator: {'a world of ' if event['action'] == 'FormGeneration' else ''}{reason_of(event)}"
     if event.get("action") == "NameRestore" and "seq=None" not in detail:
         step = detail.partition("step=")[2].partition(",")[0]
         return f"  coordinator: all ranks restore step {step}, cut anew for this world"

@@ -9,7 +9,7 @@ from rich.console import Console
 from ckptd.demo.process import Line
 from ckptd.demo.verdict import Step
 from ckptd.demo.view import draw
-from ckptd.demo.watch import NodeRow, Picture, Saved, in_words, newest_saved, node_rows
+from ckptd.demo.watch import NodeRow, Picture, Saved, ended_world, in_words, newest_saved, node_rows
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 
 
@@ -58,6 +58,15 @@ def test_what_the_coordinator_decides_in_words() -> None:
         None,
         None,
     ]
+
+
+def test_a_world_ends_when_workers_fail_or_when_all_that_shows_is_silence() -> None:
+    old = Line(1.0, "coordinator", '{"event": "regroup", "reason": "before the kill"}')
+    dead = Line(5.0, "coordinator", '{"action": "DeclareDead", "detail": "DeclareDead(node=\'b\', reason=\'b is silent\')"}')
+    failed = Line(4.0, "coordinator", '{"event": "regroup", "reason": "workers have stopped"}')
+    assert ended_world([old, dead], 2.0) == (5.0, "b is silent")
+    assert ended_world([old, failed, dead], 2.0) == (4.0, "workers have stopped")
+    assert ended_world([old], 2.0) is None
 
 
 def test_the_picture_shows_all_of_it() -> None:
