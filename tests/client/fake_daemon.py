@@ -178,7 +178,7 @@ class FakeDaemon:
         for index in range(trainer.arena.slots):
             slot = trainer.arena.look(index)
             if slot.state == SEALED:
-                trainer.sealed[slot.step] = m.Sealed(trainer.layout, index, slot.step)
+                trainer.sealed[slot.step] = m.Sealed(trainer.layout, index, slot.step, 0.0)
         busy = [sealed.slot for sealed in trainer.sealed.values()]
         for step in list(trainer.sealed):
             self._all_sealed(step)
