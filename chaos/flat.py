@@ -78,6 +78,8 @@ def run(directory: Path, say: Say, checkpoints: int = 2000, leak_bytes: int = 0)
             cluster.close()
     finally:
         minio.close()
+    for name in ("daemon", "coordinator"):
+        say(f"memory of the {name} grows by {growth(sights, name):.0f} bytes a checkpoint")
     problems = judge(sights)
     if problems:
         raise ChaosError("; ".join(problems))
@@ -113,17 +115,25 @@ def _stored(objects: S3Objects) -> int:
     return len(objects.names(f"{JOB}/")) - len(objects.names(f"{JOB}/log/"))
 
 
+def _warm(sights: Sequence[Sight]) -> list[Sight]:
+    return [sight for sight in sights if sight.checkpoints >= WARM * sights[-1].checkpoints]
+
+
+def growth(sights: Sequence[Sight], name: str) -> float:
+    """Private memory of the daemon or the coordinator after the warm-up, in bytes per checkpoint. Pure."""
+    return slope([(sight.checkpoints, getattr(sight, name).private_bytes) for sight in _warm(sights)])
+
+
 def judge(sights: Sequence[Sight]) -> list[str]:
     """All that grew after the warm-up. Pure."""
-    warm = [sight for sight in sights if sight.checkpoints >= WARM * sights[-1].checkpoints]
+    warm = _warm(sights)
     problems = []
     for name, allowed in (("daemon", DAEMON_BYTES), ("coordinator", COORDINATOR_BYTES)):
-        of = [(sight.checkpoints, getattr(sight, name)) for sight in warm]
-        grows = slope([(at, vitals.private_bytes) for at, vitals in of])
-        if grows > allowed:
+        of = [getattr(sight, name) for sight in warm]
+        if (grows := growth(sights, name)) > allowed:
             problems.append(f"memory of the {name} grows by {grows:.0f} bytes a checkpoint, allowed are {allowed:.0f}")
         for what in ("fds", "threads", "children"):
-            problems += _counted(f"{what} of the {name}", [getattr(vitals, what) for _, vitals in of])
+            problems += _counted(f"{what} of the {name}", [getattr(vitals, what) for vitals in of])
     problems += _counted("files of shared memory", [sight.shm_files for sight in warm])
     problems += _counted("bytes of shared memory", [sight.shm_bytes for sight in warm])
     problems += _counted("objects in the store", [sight.objects for sight in warm], COLLECTED)
