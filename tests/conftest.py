@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ __all__ = ["fake_gcs", "gcs_url", "minio", "minio_url"]
 
 _SKIPS = Path(__file__).with_name("skips.txt")
 _unlisted: list[str] = []
+
+
+def pytest_configure() -> None:
+    """Started in the background of a script, we ignore Ctrl-C, and so would every process that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _allowed_skips() -> list[str]:
