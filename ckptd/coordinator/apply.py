@@ -11,7 +11,7 @@ import structlog
 
 from ckptd.coordinator import members, snapshots
 from ckptd.coordinator.convert import attempt_of, generation_of, rank_of, reason_of, report_of, text_of
-from ckptd.coordinator.state import LooseRank, MemberOf, Node, Rank, Report, State, World
+from ckptd.coordinator.state import Joined, LooseRank, MemberOf, Node, Rank, Report, State, World
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation
 from ckptd.rpc.v1 import coordinator_pb2 as pb
@@ -29,7 +29,8 @@ def attach(state: State, node: str, incarnation: str, now: float) -> None:
         members.forget_loose(state, node)
     known.incarnation, known.connected, known.last_heard_seconds, known.left = incarnation, True, now, False
     known.attached_seconds = now
-    known.unconfirmed_seconds = now if isinstance(known.agent, MemberOf) or _expects_ranks(state, node) else None
+    agent_expected = isinstance(known.agent, Joined | MemberOf)
+    known.unconfirmed_seconds = now if _expects_ranks(state, node) or agent_expected else None
     known.told.clear()
     # What was held from its last stream comes again on this one.
     held = [entry for entry in state.held if entry[0] != node]

@@ -111,7 +111,10 @@ def waiting(now: float, state: State, options: CoordinatorOptions) -> list[tuple
     found = [
         (node, node.agent)
         for node in state.nodes.values()
-        if isinstance(node.agent, Joined) and node.connected and not silent(now, node, options)
+        if isinstance(node.agent, Joined)
+        and node.connected
+        and node.unconfirmed_seconds is None  # it waited on an earlier stream: does it still?
+        and not silent(now, node, options)
     ]
     return sorted(found, key=lambda pair: (place.get(pair[0].id, len(place)), pair[1].since_seconds, pair[0].id))
 

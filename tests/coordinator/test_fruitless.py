@@ -152,7 +152,7 @@ def test_what_was_stepped_over_is_quarantined_with_the_first_commit_without_it()
         target = two.run()
     assert target.step == 100
     assert f"record {newer} of step 200 stepped over" in target.loss and "100 steps are lost" in target.loss
-    said = troubles_of(two.bench.clock.now, two.bench.engine.state, PATIENT)["failures"]
+    said = troubles_of(two.bench.clock.now, two.bench.engine.state, PATIENT, None)["failures"]
     assert said.startswith(f"{LIMIT} worlds in a row") and "before the last one is tried" in said and BOOM in said
     assert not two.bench.log.quarantined
     again = two.commit(200)

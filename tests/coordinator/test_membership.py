@@ -378,6 +378,28 @@ def test_plain_rank_that_dies_ends_its_world():
     assert bench.generation == G12 and bench.running
 
 
+def test_who_waited_before_its_daemon_came_back_says_so_again():
+    """Its agent may have died with the daemon: nobody is restarted for it, and a new one waits its own time (seen in chaos)."""
+    bench = Bench()
+    a, b, generation = bench.two()
+    c = bench.node("c")
+    for node in (a, b):
+        node.member(generation, "ab".index(node.name), 2, most=3)
+    c.join(most=3)
+    c.disconnect()
+    bench.commit(100, (a, 0), (b, 1))
+    bench.pass_time(4)
+    c.incarnation = "c-2"
+    c.connect()
+    bench.pass_time(4)
+    assert bench.running and bench.generation == generation
+    c.say(join=pb.Join(agent="another", local_world_size=1, min_nodes=1, max_nodes=3))
+    bench.pass_time(4)
+    assert bench.running, "it came after the commit"
+    bench.commit(200, (a, 0), (b, 1))
+    assert not bench.running
+
+
 def solo(bench: Bench) -> tuple[FakeNode, FakeNode]:
     """Nodes a and b train as ranks 0 and 1, without our rendezvous."""
     a, b = bench.node("a"), bench.node("b")
