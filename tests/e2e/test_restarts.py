@@ -50,7 +50,7 @@ def segments(job: Job, step: int) -> dict[str, set[str]]:
 
 
 def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
-    """Daemons of both nodes end at random moments of one drain, killed or upgraded: it is committed, the handle durable."""
+    """Daemons of both nodes end at random moments of one drain, killed or upgraded: it is committed, and no handle stays open."""
     seed = secrets.randbits(32)
     print(f"seed={seed}")
     rng = random.Random(seed)
@@ -66,7 +66,9 @@ def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
         for name, how in rng.sample(ends, 3):
             renew(job, name, how, rng.uniform(0.0, 1.0))
         job.wait_commit(EVERY)
-        world.wait_event("settled", step=EVERY, durable=True)
+        # As durable, as a rule. Where a daemon heard of the commit, freed the slot and died before its trainer was back, as
+        # "may have become durable or not".
+        world.wait_event("settled", step=EVERY)
         job.wait_commit_after(EVERY)
         check(job, world, pids)
         for rank in world.ranks:
