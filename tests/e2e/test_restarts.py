@@ -50,7 +50,7 @@ def segments(job: Job, step: int) -> dict[str, set[str]]:
 
 
 def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
-    """Daemons of both nodes end at random moments of one drain, killed or upgraded: it is committed, and no handle stays open."""
+    """Daemons of both nodes end at random moments of one drain, killed or upgraded: it is committed, no handle stays open."""
     seed = secrets.randbits(32)
     print(f"seed={seed}")
     rng = random.Random(seed)
