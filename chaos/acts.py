@@ -88,11 +88,11 @@ ACTS: Final[dict[str, Act]] = {
     "way": Act(
         _way_to_minio,
         [
-            (killing.KILL_TRAINER, 76),
-            (killing.KILL_DAEMON, 8),
+            (killing.KILL_TRAINER, 60),
+            (killing.KILL_DAEMON, 6),
             (killing.KILL_AGENT, 6),
             (killing.KILL_NODE, 3),
-            (killing.KILL_COORDINATOR, 5),
+            (killing.KILL_COORDINATOR, 4),
             (killing.KILL_MINIO, 4),
             (killing.KILL_TWO_NODES, 1),
             (killing.KILL_COORDINATOR_AND_NODE, 1),
@@ -109,7 +109,7 @@ ACTS: Final[dict[str, Act]] = {
     "disk": Act(
         _small_disks,
         [
-            (killing.KILL_TRAINER, 40),
+            (killing.KILL_TRAINER, 56),
             (killing.KILL_DAEMON, 4),
             (disk.FULL_STORE, 1),
             (disk.FULL_ARENA, 1),

@@ -137,7 +137,6 @@ class Scene:
             total_bytes = int(STAND_IN_MB * (1 << 20))
             self.inspector.contents = lambda commit: wrong_contents(objects, JOB, commit, seed, total_bytes)
         self.settled_ranks = 0
-        self._ranks_per_node = job.ranks_per_node
 
     def _start_minio(self, minio: MinioServer, faults_seed: int | None) -> tuple[str, dict[str, object]]:
         minio.start()
@@ -235,19 +234,9 @@ class Scene:
         until(what, lambda: len(self.steps()) >= count and self.words.steps[-count].seconds > after_seconds, seconds)
 
     def wait_commit(self, after_seq: int, seconds: float = 60.0) -> int:
-        """A commit beyond log number ``after_seq``; its number. While it doesn't come, all invariants are looked at."""
-        looked = time.monotonic()
-
-        def there() -> bool:
-            nonlocal looked
-            if self.newest_commit() > after_seq:
-                return True
-            if time.monotonic() - looked > LOOK_SECONDS:
-                self.check()
-                looked = time.monotonic()
-            return False
-
-        until(f"a commit after log record {after_seq}", there, seconds)
+        """A commit beyond log number ``after_seq``; its number."""
+        what = f"a commit after log record {after_seq}"
+        until(what, self._attentive(lambda: self.newest_commit() > after_seq), seconds)
         return self.newest_commit()
 
     def wait_world(self, nodes: int, after_seconds: float, seconds: float = 90.0) -> None:
@@ -255,10 +244,25 @@ class Scene:
 
         def there() -> bool:
             steps = self.steps()
-            whole = nodes * self._ranks_per_node
+            whole = nodes * self.job.ranks_per_node
             return bool(steps) and steps[-1].world == whole and steps[-1].seconds > after_seconds
 
-        until(f"a step of {nodes} nodes together", there, seconds)
+        until(f"a step of {nodes} nodes together", self._attentive(there), seconds)
+
+    def _attentive(self, condition: Callable[[], bool]) -> Callable[[], bool]:
+        """The condition; while it doesn't come about, all invariants are looked at now and then."""
+        looked = time.monotonic()
+
+        def there() -> bool:
+            nonlocal looked
+            if condition():
+                return True
+            if time.monotonic() - looked > LOOK_SECONDS:
+                self.check()
+                looked = time.monotonic()
+            return False
+
+        return there
 
     def settle(self) -> None:
         """From now on nobody restarts workers, until the next disturbance that may."""
