@@ -200,6 +200,8 @@ def run_act(name: str, seed: int, trials: Sequence[Trial], directory: Path, say:
             except ChaosError as error:
                 raise ChaosError(f"{trial.name}: {error}") from error
             tally.outcomes.append((outcome, act.torch))
+        for _ in range(2):  # a store that was away may hold up one more snapshot, for as long as its retries wait
+            scene.wait_commit(scene.newest_commit())
         if act.torch:
             end(scene, scene.nodes)
         else:  # whose steps are so quick that a snapshot lasts for many of them

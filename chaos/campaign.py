@@ -21,6 +21,7 @@ from ckptd.demo.verdict import read_steps, wrong_losses
 LAST_STEPS = 40
 END_SECONDS = 120.0
 RESTORE_SECONDS = 90.0
+FREED_SECONDS = 15.0
 _REFERENCE_SECONDS = 240.0
 
 Say = Callable[[str], None]
@@ -113,6 +114,8 @@ def end(scene: Scene, training: Sequence[Node], behind_steps: int = 2 * EVERY_ST
         if code != 0:
             raise ChaosError(f"the agent of node {node.name} ended with exit code {code}")
     scene.cluster.output.wait_for("the last line", lambda: _trained(scene), 10.0)
+    # A daemon that is told to end before it has heard that its trainers are gone keeps their memory for its successor.
+    until("the memory of trainers that have ended to be freed", lambda: not _arenas(scene), FREED_SECONDS)
     for process in [*(needed(node.daemon) for node in scene.nodes), needed(scene.cluster.coordinator)]:
         process.signal(signal.SIGTERM)
         code = process.wait(END_SECONDS)
@@ -125,6 +128,10 @@ def end(scene: Scene, training: Sequence[Node], behind_steps: int = 2 * EVERY_ST
     newest = scene.inspector.logbook.read().newest
     if newest is None or newest.step < scene.furthest() - behind_steps:  # one may have been missed, no more
         raise ChaosError(f"the job ended with step {scene.furthest()}, and its last commit is {newest}")
+
+
+def _arenas(scene: Scene) -> list[Path]:
+    return [path for node in scene.nodes for path in node.arena.glob("*.arena")]
 
 
 def _trained(scene: Scene) -> bool:
