@@ -35,6 +35,12 @@ class StoreSettings(_Section):
     request_seconds: float = Field(
         30.0, gt=0, description="how long one small request is tried again before its caller is told"
     )
+    read_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="how long one read of a restore is tried again before the world fails; after some that do, the checkpoint"
+        " before is tried",
+    )
 
 
 class ArenaSettings(_Section):

@@ -53,16 +53,14 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
         )
         serve_metrics(daemon.metrics_bind, metrics.registry)
         troubles = Troubles()
+        limited = LimitedStore(bare, settings.store.concurrency, settings.store.upload_bytes_per_second)
         node = Node(
             name=daemon.node,
             incarnation=secrets.token_hex(8),
             settings=settings,
             store=RetryingStore(bare, RetrySettings(deadline_seconds=settings.store.request_seconds), troubles=troubles),
-            data_store=RetryingStore(
-                LimitedStore(bare, settings.store.concurrency, settings.store.upload_bytes_per_second),
-                RetrySettings(deadline_seconds=None),
-                troubles=troubles,
-            ),
+            upload_store=RetryingStore(limited, RetrySettings(deadline_seconds=None), troubles=troubles),
+            read_store=RetryingStore(limited, RetrySettings(deadline_seconds=settings.store.read_seconds), troubles=troubles),
             arenas=arenas,
             pool=ThreadPoolExecutor(daemon.cpu_threads, thread_name_prefix="ckptd-codec"),
             segment_numbers=itertools.count(),

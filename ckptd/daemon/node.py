@@ -41,14 +41,16 @@ class Watch:
 class Node:
     """``writer`` is the node's name and this daemon's random incarnation (PROTOCOLS 1): a restarted daemon reuses no key.
 
-    ``store`` gives small requests a deadline; ``data_store`` repeats uploads and reads until they succeed, within the limits.
+    ``store`` gives small requests a deadline. Within the limits, ``upload_store`` repeats uploads until they succeed, and
+    ``read_store`` a restore's reads for a while: an object that the store has and can't give must not be waited for for ever.
     """
 
     name: str
     incarnation: str
     settings: Settings
     store: Store
-    data_store: Store
+    upload_store: Store
+    read_store: Store
     arenas: ArenaHost
     pool: ThreadPoolExecutor
     segment_numbers: Iterator[int]

@@ -104,7 +104,7 @@ class Restores:
     async def checkpoint(self, manifest: str) -> Checkpoint:
         """The checkpoint behind a manifest's hash; opened once for all ranks of the node."""
         if self._checkpoint is None or self._checkpoint[0] != manifest or _failed(self._checkpoint[1]):
-            opening = asyncio.create_task(open_checkpoint(self._node.data_store, self._job, manifest))
+            opening = asyncio.create_task(open_checkpoint(self._node.read_store, self._job, manifest))
             self._checkpoint = (manifest, opening)
         return await asyncio.shield(self._checkpoint[1])
 
@@ -127,7 +127,7 @@ class Restores:
                 def hand_over(buffer: int, copies: Sequence[Copy]) -> None:
                     peer.send(RestoreFrame(buffer, list(copies)))
 
-                await fetch(node.data_store, self._job, checkpoint, reads, ring.acquire, hand_over, node.pool)
+                await fetch(node.read_store, self._job, checkpoint, reads, ring.acquire, hand_over, node.pool)
             finally:
                 lend(None)
         peer.send(RestoreEnd(request))

@@ -315,7 +315,7 @@ class Snapshots:
         sources = [slot.source() for _, slot in sorted(local.slots.items())]
         try:
             part = await write_part(
-                node.data_store,
+                node.upload_store,
                 self._job,
                 local.attempt,
                 node.writer,

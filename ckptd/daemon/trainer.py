@@ -209,7 +209,7 @@ class Trainer:
             return
         with self._reading(target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
-            store = self._job.node.data_store
+            store = self._job.node.read_store
             objects = await checkpoint.read_objects(store, self._job.name, -1)
             own = await checkpoint.read_objects(store, self._job.name, self.record.rank)
         self._peer.send(
