@@ -56,6 +56,16 @@ def _way_to_minio(directory: Path, seed: int, environment: Mapping[str, str]) ->
         scene.close()
 
 
+def _rotting_minio(directory: Path, seed: int, environment: Mapping[str, str]) -> Iterator[Scene]:
+    """Reads that can't succeed are given up soon, and after two worlds that fail so the checkpoint before is tried."""
+    patience = {"CKPTD_STORE__READ_SECONDS": "2", "CKPTD_COORDINATOR__FRUITLESS_GENERATIONS": "2"}
+    scene = Scene(directory, True, job=stand_in(seed, 2, 1, {**patience, **environment}))
+    try:
+        yield scene
+    finally:
+        scene.close()
+
+
 def _small_disks(directory: Path, seed: int, environment: Mapping[str, str]) -> Iterator[Scene]:
     """A directory store and arenas, each on a small tmpfs of its own."""
     with ExitStack() as stack:
@@ -116,6 +126,7 @@ ACTS: Final[dict[str, Act]] = {
             *((trial, 1) for trial in disk.DAMAGES),
         ],
     ),
+    "rot": Act(_rotting_minio, [(trial, 3) for trial in disk.MINIO_DAMAGES]),
     "torch": Act(_real_training, [(killing.KILL_TRAINER, TORCH_KILLS_LEAST)], torch=True),
 }
 
