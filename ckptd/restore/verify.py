@@ -149,7 +149,8 @@ async def verify_checkpoint(
     chosen = frame_reads(index, {frame: [] for frame in choose(index, keys)})
     reads = [read for read in chosen if read.segment not in gone]
 
-    async def check(frames: Sequence[FrameRead]) -> None:
+    async def check(frames: Sequence[FrameRead]) -> Bad | None:
+        bad = None
         key, start, end = keys[frames[0].segment], frames[0].offset, frames[-1].offset + frames[-1].stored_bytes
         try:
             body = memoryview(await store.get(key, start, end))
@@ -160,14 +161,16 @@ async def verify_checkpoint(
                 else:
                     check_stored(checkpoint, read, stored, key)
         except NotFoundError:
-            report.bad.append(Bad(key, "is missing"))
+            bad = Bad(key, "is missing")
         except CorruptError as error:
-            report.bad.append(Bad(key, str(error)))
+            bad = Bad(key, str(error))
         report.read_frames += len(frames)
         report.read_bytes += end - start
         seen(end - start)
+        return bad
 
-    await _each(coalesce(reads, READ_BYTES), check, concurrency)
+    # In the order of the reads, not of the replies: the same damage gives the same report.
+    report.bad += [bad for bad in await _each(coalesce(reads, READ_BYTES), check, concurrency) if bad is not None]
     del report.bad[MAX_BAD:]
     return report
 
