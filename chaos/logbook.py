@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from chaos.objects import Objects
 
 _GENESIS = hashlib.blake2b(b"ckptd commit log, format 1: nothing before record 0", digest_size=32).hexdigest()
+_SNAPSHOT = re.compile(r"(\d+)-(\d+)\.(\d+)")
 _ATTEMPT = re.compile(r"(\d+)-(\d+)\.(\d+)\.(\d+)")
 
 
@@ -38,6 +39,7 @@ class Story:
     epochs: list[int] = field(default_factory=list)
     aborted: set[str] = field(default_factory=set)
     ended: dict[int, str] = field(default_factory=dict)  # retired or quarantined commits
+    passed: tuple[int, int, int] = (0, 0, 0)  # (epoch, n, step) of the last FORGET: nothing before it is settled any more
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -157,8 +159,26 @@ def _effect(story: Story, seq: int, kind: str, body: dict[str, object]) -> None:
         if attempt in story.aborted or any(commit.attempt == attempt for commit in story.commits):
             story.problems.append(f"log record {seq} aborts attempt {attempt}, which was settled before")
         story.aborted.add(attempt)
+        _check_passed(story, seq, attempt)
     elif kind in ("RETIRE", "QUARANTINE"):
         story.ended[int(str(body["n"]))] = kind
+    elif kind == "FORGET":
+        _forget(story, seq, str(body.get("before")))
+
+
+def _forget(story: Story, seq: int, before: str) -> None:
+    parts = _SNAPSHOT.match(before)
+    mark = (int(parts[1]), int(parts[2]), int(parts[3])) if parts else (0, 0, 0)
+    last = story.commits[-1] if story.commits else None
+    if last is None or not story.passed < mark <= (*last.generation, last.step):
+        story.problems.append(f"log record {seq} forgets what was before {before}: no further than before, or too far")
+    story.passed = mark
+
+
+def _check_passed(story: Story, seq: int, attempt: str) -> None:
+    parts = _SNAPSHOT.match(attempt)
+    if parts and (int(parts[1]), int(parts[2]), int(parts[3])) < story.passed:
+        story.problems.append(f"log record {seq} settles attempt {attempt}, which a FORGET had passed")
 
 
 def _commit(story: Story, seq: int, attempt: str, body: dict[str, object]) -> None:
@@ -168,6 +188,7 @@ def _commit(story: Story, seq: int, attempt: str, body: dict[str, object]) -> No
         return
     if attempt in story.aborted or any(commit.attempt == attempt for commit in story.commits):
         story.problems.append(f"log record {seq} commits attempt {attempt}, which was settled before")
+    _check_passed(story, seq, attempt)
     newest = story.newest
     parent = body["parent"]
     if parent != (newest.seq if newest else None):

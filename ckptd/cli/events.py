@@ -22,7 +22,7 @@ from ckptd.config import Settings, load_settings
 from ckptd.errors import CkptdError, ConfigError, UnavailableError
 from ckptd.model.ids import check_job
 from ckptd.model.keys import log_key
-from ckptd.model.records import MAX_RECORD_BYTES, Abort, Body, Commit, Epoch, Pin, Quarantine, Retire, Unpin, decode
+from ckptd.model.records import MAX_RECORD_BYTES, Abort, Body, Commit, Epoch, Forget, Pin, Quarantine, Retire, Unpin, decode
 from ckptd.rpc.access import Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.store.base import Store
@@ -172,3 +172,5 @@ def _in_words(body: Body) -> tuple[str, str]:
             return "pinned", f"record {n} by {who}"
         case Unpin(n, who):
             return "unpinned", f"record {n} by {who}"
+        case Forget(before):
+            return "forgotten", f"what was over before step {before.step} of generation {before.generation}"

@@ -41,7 +41,7 @@ def ls(
         table.add_row(*_row(one))
     people().print(table if found else f"job {job} has no committed checkpoint")
     if retired:
-        people().print(f"and {retired} retired {'ones' if retired > 1 else 'one'}")
+        people().print(f"and {retired} retired {'ones' if retired > 1 else 'one'} that the log still knows")
 
 
 def _row(one: Listed) -> tuple[str, ...]:

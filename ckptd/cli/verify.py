@@ -94,7 +94,7 @@ async def _run(
         # What was retired while we read may be gone by right.
         now = await log.refresh()
         for report in reports:
-            report.ended = now.commits[report.entry.n] != report.entry
+            report.ended = now.commits.get(report.entry.n) != report.entry
             if report.ended:
                 report.bad.clear()
     return log_report, reports

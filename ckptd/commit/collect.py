@@ -50,7 +50,7 @@ class Kind(StrEnum):
     """Sorts of things that may go."""
 
     COMMIT = "checkpoint"
-    ATTEMPT = "aborted attempt"
+    ATTEMPT = "attempt"
     STRAY = "manifest of no checkpoint"
     LAYOUT = "layouts"
     STATE = "folded states"
@@ -125,34 +125,37 @@ def since(state: State, thing: Thing) -> int | None:
         # An attempt is settled once. Its other manifests, of another office or from other parts, will never be named.
         if thing.attempt is None or any(entry.manifest == thing.manifest for entry in state.commits.values()):
             return None
-        return state.committed.get(thing.attempt, state.aborted.get(thing.attempt))
+        committed = state.committed.get(thing.attempt)
+        return collectable(state).attempt(thing.attempt) if committed is None else committed
     may_go = collectable(state)
-    match thing.kind:
-        case Kind.COMMIT:
-            return next((at for entry, at in may_go.commits if entry.n == thing.seq), None)
-        case Kind.ATTEMPT:
-            return next((at for attempt, at in may_go.aborted if attempt == thing.attempt), None)
-        case Kind.LAYOUT:
-            return next((at for generation, at in may_go.layouts if generation == thing.generation), None)
+    if thing.generation is not None:
+        return may_go.layouts(thing.generation)
+    if thing.attempt is None:
+        return None
+    return may_go.commit(thing.seq, thing.attempt) if thing.kind is Kind.COMMIT else may_go.attempt(thing.attempt)
 
 
 def deletable(state: State, present: Present) -> Iterator[tuple[Thing, int, str]]:
     """What may go of what is there, each with the record since which it may, and why. Pure. Without folded states."""
     may_go = collectable(state)
-    for entry, at in may_go.commits:
-        if entry.attempt in present.attempts or entry.manifest in present.manifests:
+    for entry in state.commits.values():
+        at = may_go.commit(entry.n, entry.attempt)
+        if at is not None and (entry.attempt in present.attempts or entry.manifest in present.manifests):
             how = "retired" if entry.retired_at is not None else "quarantined"
             yield Thing(Kind.COMMIT, entry.n, entry.attempt, manifest=entry.manifest), at, f"{how} by record {at}"
-    for attempt, at in may_go.aborted:
-        if attempt in present.attempts:
-            yield Thing(Kind.ATTEMPT, attempt=attempt), at, f"aborted by record {at}"
+    for attempt in sorted(present.attempts - state.committed.keys()):
+        at = may_go.attempt(attempt)
+        if at is not None:
+            how = "aborted" if attempt in state.aborted else "left behind, and passed"
+            yield Thing(Kind.ATTEMPT, attempt=attempt), at, f"{how} by record {at}"
     for manifest, attempt in present.strays:
         thing = Thing(Kind.STRAY, attempt=attempt, manifest=manifest)
         settled = since(state, thing)
         if settled is not None:
             yield thing, settled, f"its attempt was settled otherwise by record {settled}"
-    for generation, at in may_go.layouts:
-        if generation in present.layouts:
+    for generation in sorted(present.layouts):
+        at = may_go.layouts(generation)
+        if at is not None:
             yield Thing(Kind.LAYOUT, generation=generation), at, "its generation has ended and its checkpoints are gone"
 
 
@@ -193,7 +196,8 @@ async def make_plan(
             del known[forgotten]
     for item in _states(state, present, grace_seconds, now):
         (due if item.due_seconds <= now else waiting).append(item)
-    unsettled = tuple(sorted(present.attempts - state.committed.keys() - state.aborted.keys()))
+    unknown = present.attempts - state.committed.keys() - state.aborted.keys()
+    unsettled = tuple(sorted(attempt for attempt in unknown if not state.forgets(attempt)))
     return Plan(now, tuple(due), tuple(waiting), unsettled, max_objects is not None and taken >= max_objects)
 
 

@@ -15,18 +15,21 @@ Where PROTOCOLS leaves a choice:
 - A COMMIT of an earlier generation than that of a commit before it is void: worlds come one after the other (I10), and so
   a generation that has been followed by another one's commit needs no layout but those that its kept commits have.
 - A QUARANTINE doesn't reach the commits that have the bad one as a base: each shows itself when it is verified or restored.
+- A FORGET takes all that is over of the snapshots before the one that it names out of the state: retired and quarantined
+  commits that nothing kept needs, and aborts. In their place stands the rule that no attempt before that snapshot can be
+  committed or aborted any more; whatever lies there without a kept commit may be deleted. It counts only if it goes further
+  than the one before and not beyond the newest commit, so what comes next is never void by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from ckptd.commit.state import EMPTY, Entry, State, decode_state, encode_state, state_hash
+from ckptd.commit.state import EMPTY, Entry, Forgotten, State, decode_state, encode_state, state_hash
 from ckptd.errors import CorruptError
-from ckptd.model.ids import Attempt, Generation
-from ckptd.model.records import Abort, Commit, Epoch, Office, Pin, Quarantine, Record, Retire, Unpin, digest, encode
+from ckptd.model.ids import Attempt, Generation, Snapshot
+from ckptd.model.records import Abort, Commit, Epoch, Forget, Office, Pin, Quarantine, Record, Retire, Unpin, digest, encode
 
 __all__ = [
     "EMPTY",
@@ -58,6 +61,9 @@ class Void(Enum):
     PARENT_NOT_NEWEST = "its parent isn't the newest live commit"
     NOT_LIVE = "it names no live commit"
     NOT_PINNED = "it ends a pin that isn't there"
+    FORGOTTEN = "its attempt lies before what the log has forgotten"
+    FORGETS_NOTHING = "an earlier one forgets as much"
+    FORGETS_TOO_MUCH = "it reaches beyond the newest commit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,67 +110,57 @@ def restore_candidate(state: State) -> Entry | None:
     return next((entry for entry in reversed(tuple(state.commits.values())) if entry.live), None)
 
 
-@dataclass(frozen=True, slots=True)
 class Collectable:
-    """What may be deleted for good: commits' own data and manifests, aborted attempts' data, and generations' layouts.
+    """What may be deleted for good at a state (PROTOCOLS 4.7), and therefore at every later one (I6).
 
-    Each is with the log number from whose Last-Modified its grace counts: the commit's RETIRE or QUARANTINE, the attempt's
-    ABORT; for layouts the last of those of the generation's commits and of the first commit of a later generation.
+    Each answer is the number of the record from whose Last-Modified the grace counts, or None: it must stay. Kept is every
+    live or pinned commit, and whatever those reach. An attempt of which the log says nothing stays, however old, until a
+    FORGET passes it.
     """
 
-    commits: tuple[tuple[Entry, int], ...]
-    aborted: tuple[tuple[Attempt, int], ...]
-    layouts: tuple[tuple[Generation, int], ...]
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._kept = state.kept()
+
+    def commit(self, n: int, attempt: Attempt) -> int | None:
+        """Commit ``n``, which made ``attempt`` a checkpoint: since its RETIRE or QUARANTINE."""
+        entry = self._state.commits.get(n)
+        if entry is None:
+            return self._forgotten(attempt)
+        return None if n in self._kept else entry.retired_at or entry.quarantined_at
+
+    def attempt(self, attempt: Attempt) -> int | None:
+        """The data of an attempt that is no checkpoint: since its ABORT."""
+        aborted = self._state.aborted.get(attempt)
+        return self._forgotten(attempt) if aborted is None else aborted
+
+    def layouts(self, generation: Generation) -> int | None:
+        """Layouts of a generation of which no commit is kept and none can come any more: since the last that is known of it.
+
+        That is the end of its commits and attempts, and the first commit that we know of a later generation.
+        """
+        commits = self._state.commits.values()
+        newest = _newest_generation(self._state)
+        if newest is None or generation >= newest or any(e.n in self._kept for e in commits if e.generation == generation):
+            return None
+        ends = [next(e.n for e in commits if e.generation > generation)]
+        ends += [at for attempt, at in self._state.aborted.items() if attempt.snapshot.generation == generation]
+        ends += [e.retired_at or e.quarantined_at or e.n for e in commits if e.generation == generation]
+        return max(ends)
+
+    def _forgotten(self, attempt: Attempt) -> int | None:
+        forgotten = self._state.forgotten
+        return forgotten.n if forgotten is not None and self._state.forgets(attempt) else None
 
 
 def collectable(state: State) -> Collectable:
-    """What may go at this state (PROTOCOLS 4.7), and therefore at every later one (I6).
-
-    Kept: every live or pinned commit, and whatever those reach through bases of bases. What isn't reached can't become so: a
-    new COMMIT's bases are live, and so is what a PIN names. An attempt without a record is never listed, however old. Layouts
-    are listed of generations of which no commit is kept and none can come any more.
-    """
-    kept = _reach(state, (n for n, entry in state.commits.items() if entry.live or n in state.pins))
-    ended = ((entry, entry.retired_at or entry.quarantined_at) for n, entry in state.commits.items() if n not in kept)
-    return Collectable(
-        commits=tuple((entry, since) for entry, since in ended if since is not None),
-        aborted=tuple(state.aborted.items()),
-        layouts=tuple(_passed(state, {state.commits[n].generation for n in kept})),
-    )
-
-
-def _passed(state: State, kept: set[Generation]) -> Iterator[tuple[Generation, int]]:
-    """Generations that nobody needs, each with the record since which that is so."""
-    since: dict[Generation, int] = {}
-    for attempt, at in state.aborted.items():
-        since[attempt.snapshot.generation] = max(since.get(attempt.snapshot.generation, 0), at)
-    for entry in state.commits.values():
-        end = entry.retired_at or entry.quarantined_at or entry.n
-        since[entry.generation] = max(since.get(entry.generation, 0), end)
-    newest = _newest_generation(state)
-    first: dict[Generation, int] = {}  # of each generation's commits, in log order and so in the order of generations
-    for entry in state.commits.values():
-        first.setdefault(entry.generation, entry.n)
-    for generation in since.keys() - kept:
-        if newest is not None and generation < newest:
-            follower = next(n for later, n in first.items() if later > generation)
-            yield generation, max(since[generation], follower)
+    """What may go at this state."""
+    return Collectable(state)
 
 
 def _newest_generation(state: State) -> Generation | None:
     """Of the commits, whatever became of them: the last one's, because generations only go up."""
     return next((entry.generation for entry in reversed(tuple(state.commits.values()))), None)
-
-
-def _reach(state: State, roots: Iterable[int]) -> set[int]:
-    reached: set[int] = set()
-    todo = list(roots)
-    while todo:
-        n = todo.pop()
-        if n not in reached:
-            reached.add(n)
-            todo.extend(state.commits[n].bases)
-    return reached
 
 
 def _void(state: State, record: Record) -> Void | None:
@@ -180,10 +176,14 @@ def _void(state: State, record: Record) -> Void | None:
         return Void.STALE_OFFICE
     if isinstance(body, Retire | Quarantine):
         return None if state.is_live(body.n) else Void.NOT_LIVE
+    if isinstance(body, Forget):
+        return _void_forget(state, body.before)
     if body.attempt in state.committed:
         return Void.ATTEMPT_COMMITTED
     if body.attempt in state.aborted:
         return Void.ATTEMPT_ABORTED
+    if state.forgets(body.attempt):
+        return Void.FORGOTTEN
     return _void_links(state, body) if isinstance(body, Commit) else None
 
 
@@ -195,6 +195,13 @@ def _void_links(state: State, commit: Commit) -> Void | None:
         return Void.GENERATION_PASSED
     newest = restore_candidate(state)
     return None if commit.parent == (newest.n if newest else None) else Void.PARENT_NOT_NEWEST
+
+
+def _void_forget(state: State, before: Snapshot) -> Void | None:
+    newest = next(reversed(tuple(state.commits.values())), None)
+    if newest is None or newest.attempt.snapshot < before:
+        return Void.FORGETS_TOO_MUCH
+    return None if state.forgotten is None or state.forgotten.before < before else Void.FORGETS_NOTHING
 
 
 def _apply(state: State, record: Record) -> State:
@@ -218,3 +225,18 @@ def _apply(state: State, record: Record) -> State:
             left = state.pins[n] - {who}
             others = {commit: holders for commit, holders in state.pins.items() if commit != n}
             return replace(state, pins={**others, n: left} if left else others)
+        case Forget(before):
+            return _forget(state, Forgotten(seq, before))
+
+
+def _forget(state: State, forgotten: Forgotten) -> State:
+    """Without what is over of the snapshots before it. The newest commit isn't among them, so generations still only go up."""
+    kept, before = state.kept(), forgotten.before
+    commits = {n: entry for n, entry in state.commits.items() if n in kept or entry.attempt.snapshot >= before}
+    return replace(
+        state,
+        commits=commits,
+        committed={entry.attempt: n for n, entry in commits.items()},
+        aborted={attempt: n for attempt, n in state.aborted.items() if attempt.snapshot >= before},
+        forgotten=forgotten,
+    )

@@ -8,8 +8,8 @@ from typing import Final
 from ckptd.commit.fold import State, restore_candidate
 from ckptd.commit.log import CommitLog
 from ckptd.errors import CkptdError, OfficeLostError
-from ckptd.model.ids import Attempt
-from ckptd.model.records import Abort, Body, Commit, Epoch, Office, Pin, Quarantine, Retire, Unpin, clean_reason
+from ckptd.model.ids import Attempt, Snapshot
+from ckptd.model.records import Abort, Body, Commit, Epoch, Forget, Office, Pin, Quarantine, Retire, Unpin, clean_reason
 
 NEWEST: Final = -1
 """As a commit's parent: whatever is the newest live commit at its place."""
@@ -104,6 +104,15 @@ class Committer:
         at = ended(self._log.state)
         assert at is not None
         return at
+
+    async def forget(self, before: Snapshot) -> None:
+        """Let the folded state forget what is over of the snapshots before ``before``: no more of them can be committed."""
+
+        def decide(state: State) -> Body | None:
+            done = state.forgotten is not None and state.forgotten.before >= before
+            return None if done else Forget(before)
+
+        await self._log.append(decide, self.office)
 
 
 def _retired_at(state: State, n: int) -> int | None:

@@ -1,19 +1,19 @@
 """What the commit log says up to one of its records, as a value; and that value's bytes (PROTOCOLS 4).
 
-The state keeps every commit, whatever became of it, and every aborted attempt: a COMMIT after its ABORT is void for ever, and
-the collector must find what it may delete. So it grows with the log: some 110 bytes a commit, 30 an abort. Ten thousand
-commits are about a megabyte, written anew by every append; MAX_STATE_BYTES bounds it, and an append beyond that is refused
-before anything is written.
+The state keeps every commit, whatever became of it, and every aborted attempt, until a FORGET takes those away that are over
+and lie before some snapshot: a COMMIT after its ABORT is void for ever, and the collector must find what it may delete. Some
+110 bytes a commit, 30 an abort; the state is written anew by every append. MAX_STATE_BYTES bounds it, and an append beyond that
+is refused before anything is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from ckptd.errors import CorruptError
-from ckptd.model.ids import Attempt, Generation
+from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.records import (
     FORMAT_VERSION,
     GENESIS,
@@ -26,6 +26,7 @@ from ckptd.model.records import (
     is_who,
     parse_canonical,
     read_attempt,
+    read_snapshot,
 )
 
 MAX_STATE_BYTES: Final = 64 * 1024 * 1024
@@ -55,11 +56,20 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Record ``n`` took what was over of all snapshots before ``before`` out of the state."""
+
+    n: int
+    before: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """The fold of records 0 … ``tail`` (-1: of none). Immutable by convention: a fold copies what it changes.
 
     ``last`` is the hash of record ``tail``'s bytes. ``commits`` are by log number, in log order. ``committed`` and ``aborted``
-    tell which record resolved an attempt. ``pins`` are by log number of the commit; a commit without pins has no entry.
+    tell which record resolved an attempt. ``pins`` are by log number of the commit; a commit without pins has no entry. The
+    parent of a commit, and the bases of one that isn't kept, may be forgotten.
     """
 
     tail: int = -1
@@ -69,6 +79,7 @@ class State:
     committed: Mapping[Attempt, int] = field(default_factory=dict)
     aborted: Mapping[Attempt, int] = field(default_factory=dict)
     pins: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    forgotten: Forgotten | None = None
 
     @property
     def epoch(self) -> int:
@@ -79,6 +90,18 @@ class State:
         """Is record ``n`` a counted COMMIT, neither retired nor quarantined?"""
         entry = self.commits.get(n)
         return entry is not None and entry.live
+
+    def forgets(self, attempt: Attempt) -> bool:
+        """Is it over with ``attempt``, while nothing but its number says so any more?"""
+        before = None if self.forgotten is None else self.forgotten.before
+        return before is not None and attempt.snapshot < before and attempt not in self.committed
+
+    def kept(self) -> set[int]:
+        """Log numbers of all live and pinned commits, and of whatever those reach through bases of bases.
+
+        What isn't kept never is again: a new COMMIT's bases are live, and so is what a PIN names.
+        """
+        return _reach(self.commits, (n for n, entry in self.commits.items() if entry.live or n in self.pins))
 
 
 EMPTY: Final = State()
@@ -94,6 +117,7 @@ def encode_state(state: State) -> bytes:
                 [e.n, str(e.attempt), e.manifest, e.parent, list(e.bases), e.retired_at, e.quarantined_at]
                 for e in state.commits.values()
             ],
+            "forgotten": None if state.forgotten is None else [state.forgotten.n, str(state.forgotten.before)],
             "last": state.last,
             "next": state.tail + 1,
             "office": None if office is None else [office.epoch, office.nonce],
@@ -114,7 +138,7 @@ EMPTY_HASH: Final = state_hash(EMPTY)
 def decode_state(data: bytes) -> State:
     """Read what ``encode_state`` wrote; CorruptError for anything else. Whether it is the right state, its hash must say."""
     try:
-        fields = parse_canonical(data, MAX_STATE_BYTES, "aborted commits last next office pins v")
+        fields = parse_canonical(data, MAX_STATE_BYTES, "aborted commits forgotten last next office pins v")
         following, last = fields["next"], fields["last"]
         if not (is_number(following) and isinstance(following, int) and isinstance(last, str) and is_hash(last)):
             raise CorruptError("bad place in the log")
@@ -127,9 +151,11 @@ def decode_state(data: bytes) -> State:
             committed={entry.attempt: n for n, entry in commits.items()},
             aborted=_read_aborted(fields["aborted"], following),
             pins=_read_pins(fields["pins"], commits),
+            forgotten=_read_forgotten(fields["forgotten"], following),
         )
         if len(state.committed) != len(commits) or not state.aborted.keys().isdisjoint(state.committed):
             raise CorruptError("an attempt is resolved twice")
+        _check_forgotten(state)
         if encode_state(state) != data:
             raise CorruptError("not in order")
     except CorruptError as error:
@@ -178,13 +204,49 @@ def _read_commits(value: object, following: int) -> dict[int, Entry]:
         )
         if commits and entry.generation < commits[next(reversed(commits))].generation:
             raise CorruptError("generations out of order")
-        if not commits.keys() >= {*entry.bases, *(() if entry.parent is None else (entry.parent,))}:
-            raise CorruptError("a commit's parent or base is none")
         ends = [end for end in (entry.retired_at, entry.quarantined_at) if end is not None]
         if len(ends) > 1 or any(end <= n for end in ends):
             raise CorruptError("a commit ended twice, or before it began")
         commits[n] = entry
     return commits
+
+
+def _read_forgotten(value: object, following: int) -> Forgotten | None:
+    match value:
+        case None:
+            return None
+        case [n, before]:
+            return Forgotten(_before(n, following), read_snapshot(before))
+    raise CorruptError("bad watermark")
+
+
+def _check_forgotten(state: State) -> None:
+    """What must be there is, and what is forgotten isn't."""
+    links = {link for entry in state.commits.values() for link in (entry.parent, *entry.bases) if link is not None}
+    if state.forgotten is None:
+        if not state.commits.keys() >= links:
+            raise CorruptError("a commit's parent or base is none")
+        return
+    try:
+        state.kept()
+    except KeyError:
+        raise CorruptError("a base of a commit that is kept is none") from None
+    # What was kept and was over only later is still there.
+    later = [entry.attempt for n, entry in state.commits.items() if n > state.forgotten.n]
+    before = state.forgotten.before
+    if not state.commits or any(attempt.snapshot < before for attempt in (*later, *state.aborted)):
+        raise CorruptError("it remembers what it forgot")
+
+
+def _reach(commits: Mapping[int, Entry], roots: Iterable[int]) -> set[int]:
+    reached: set[int] = set()
+    todo = list(roots)
+    while todo:
+        n = todo.pop()
+        if n not in reached:
+            reached.add(n)
+            todo.extend(commits[n].bases)
+    return reached
 
 
 def _read_aborted(value: object, following: int) -> dict[Attempt, int]:

@@ -11,10 +11,12 @@ import structlog
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.commit.collect import Item, Kind, Plan, make_plan, since
+from ckptd.commit.forget import next_to_forget
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import Committer
+from ckptd.commit.state import State
 from ckptd.errors import CkptdError, OfficeLostError
-from ckptd.model.ids import Generation
+from ckptd.model.ids import Snapshot
 from ckptd.store.base import ObjectInfo, Store
 
 BATCH_OBJECTS: Final = 100
@@ -80,9 +82,9 @@ async def _delete(store: Store, objects: Sequence[ObjectInfo]) -> None:
 class Collector:
     """Collects in the background for a coordinator. Nothing waits for it, and its troubles are its own.
 
-    ``passed`` gives the generation before which every attempt is settled as far as the nodes know, None while there is none.
-    Data that lie there without a COMMIT or ABORT are of nodes that never came back: their attempts are aborted, and collected
-    later.
+    ``settled`` gives the snapshot before which every attempt is settled as far as the nodes know, None while nobody can tell.
+    Data of earlier generations that lie there without a COMMIT or ABORT are of nodes that never came back: their attempts are
+    aborted, and collected later. What is over and gone, the log forgets.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Collector:
         log: CommitLog,
         committer: Committer,
         grace_seconds: float,
-        passed: Callable[[], Generation | None],
+        settled: Callable[[], Snapshot | None],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
@@ -100,10 +102,10 @@ class Collector:
         self._log = log
         self._committer = committer
         self._grace_seconds = grace_seconds
-        self._passed = passed
+        self._settled = settled
         self._clock = clock
         self._modified: dict[int, float] = {}
-        self._looked: tuple[int, Generation | None] | None = None  # at this there was nothing left to do or to wait for
+        self._looked: tuple[int, Snapshot | None] | None = None  # at this there was nothing left to do or to wait for
         self._troubled = False
 
     async def run(self) -> None:
@@ -131,11 +133,12 @@ class Collector:
 
     async def round(self) -> bool:
         """Plan and delete a bounded amount; is there more to do at once? Raises what log and store raise."""
-        state, passed = self._log.state, self._passed()
-        if self._looked == (state.tail, passed):
+        state, settled = self._log.state, self._settled()
+        if self._looked == (state.tail, settled):
             return False
         plan = await make_plan(self._store, self._job, state, self._grace_seconds, self._modified, ROUND_OBJECTS)
         freed = await execute(self._store, self._log, plan)
+        passed = None if settled is None else settled.generation
         lost = [attempt for attempt in plan.unsettled if passed is not None and attempt.snapshot.generation < passed]
         for attempt in lost[:MAX_ABORTS]:
             _log.warning("an attempt that nobody speaks for any more is given up", job=self._job, attempt=str(attempt))
@@ -143,6 +146,14 @@ class Collector:
         if freed.objects:
             _log.info("collected", job=self._job, objects=freed.objects, bytes=freed.size_bytes, waiting=len(plan.waiting))
         if not (plan.due or plan.waiting or lost):
-            self._looked = (state.tail, passed)
+            self._looked = (state.tail, settled)
             self._modified.clear()
+        if not plan.more:
+            await self._forget(state, plan, settled)
         return plan.more
+
+    async def _forget(self, state: State, plan: Plan, settled: Snapshot | None) -> None:
+        waiting = [item.thing.attempt for item in plan.waiting if item.thing.attempt is not None]
+        before = next_to_forget(state, [*waiting, *plan.unsettled], settled)
+        if before is not None:
+            await self._committer.forget(before)

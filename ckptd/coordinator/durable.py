@@ -97,6 +97,8 @@ class LogWorker:
         state = self._log.state
         if attempt in state.committed:
             return Outcome(state.committed[attempt], "")
+        if state.forgets(attempt):
+            return Outcome(None, "it was settled long ago, and the log has forgotten how")
         return Outcome(None, "it was given up") if attempt in state.aborted else None
 
     def beside(self) -> tuple[Target, tuple[Target, ...]]:
@@ -192,7 +194,10 @@ class LogWorker:
         return Outcome(None, reason)
 
     async def _quarantine_if_damaged(self, seq: int, reason: str) -> Quarantined:
-        found = await self._confirm(self._log.state.commits[seq], reason)
+        entry = self._log.state.commits.get(seq)
+        if entry is None:
+            return Quarantined(seq)  # retired, collected and forgotten meanwhile
+        found = await self._confirm(entry, reason)
         if found:
             return await self._quarantine(seq, f"{reason}; found here: {found}")
         _log.error("NOT QUARANTINED: a node calls a commit damaged that is whole as seen from here", seq=seq, says=reason)

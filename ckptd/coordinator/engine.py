@@ -42,7 +42,8 @@ from ckptd.coordinator.restoring import holder_in_use
 from ckptd.coordinator.state import Outcome, State, Target
 from ckptd.coordinator.tell import messages_for
 from ckptd.coordinator.trouble import troubles_of
-from ckptd.model.ids import Attempt, Generation
+from ckptd.model.ids import Attempt, Generation, Snapshot
+from ckptd.model.records import MAX_NUMBER
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.troubles import Trouble as Concern
 from ckptd.troubles import Troubles
@@ -225,11 +226,15 @@ class Engine:
         """The holder of the pin of the restore that is under way or to come; None: no restore's pin is needed."""
         return holder_in_use(self.state)
 
-    def passed(self) -> Generation | None:
-        """The generation before which every attempt is settled, as far as anybody who is left knows; None: nobody can tell."""
-        state, world = self.state, self.state.world
-        settled = world is not None and not any(id.generation < world.id for id in state.snapshots)
-        return world.id if world is not None and settled and (world.target or world.schedule) else None
+    def settled(self) -> Snapshot | None:
+        """The snapshot before which every attempt is settled, as far as anybody who is left knows; None: nobody can tell.
+
+        It is of the current world: the first that is open, or one that lies beyond all there can be.
+        """
+        world, first = self.state.world, min(self.state.snapshots, default=None)
+        if world is None or not (world.target or world.schedule) or (first is not None and first.generation < world.id):
+            return None
+        return Snapshot(world.id, MAX_NUMBER) if first is None else first
 
     def blind(self) -> list[str]:
         """Silent members of the running generation."""

@@ -87,7 +87,7 @@ async def run_coordinator(
     engine = Engine(office.epoch, options, worker, clock, woken.set, metrics)
     worker.report = engine.log_done
     tidier = Tidier(log, committer, options.retention, engine.pin_in_use, clock, engine.events.add)
-    collector = Collector(store, job, log, committer, options.grace_seconds, engine.passed, clock)
+    collector = Collector(store, job, log, committer, options.grace_seconds, engine.settled, clock)
     server, port = await serve(CoordinatorService(job, engine, options, genesis, committer.retire), bind, guard)
     host = bind.rpartition(":")[0]
     address = advertise or f"{host}:{port}"

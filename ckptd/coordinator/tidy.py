@@ -74,14 +74,15 @@ class Tidier:
 
     async def _one(self) -> bool:
         """Do one chore; was there any?"""
-        match next_chore(self._log.state, self._committer.office.epoch, self._retention, self._in_use()):
+        state = self._log.state
+        match next_chore(state, self._committer.office.epoch, self._retention, self._in_use()):
             case Unpin(n, who):
                 await unpin(self._log, n, who)
                 _log.info("unpinned", seq=n, who=who)
                 return True
             case Retire(n):
                 at = await self._committer.retire(n)
-                step = self._log.state.commits[n].attempt.snapshot.step
+                step = state.commits[n].attempt.snapshot.step
                 _log.info("retired", seq=n, step=step, record=at)
                 self._told("retired", f"step {step}, record {n}: newer ones are kept")
                 return True

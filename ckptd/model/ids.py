@@ -9,6 +9,7 @@ from ckptd.errors import ConfigError, CorruptError
 
 _JOB = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _GENERATION = re.compile(r"(\d{1,10})-(\d{1,10})")
+_SNAPSHOT = re.compile(r"(\d{1,10})-(\d{1,10})\.(\d{1,15})")
 _ATTEMPT = re.compile(r"(\d{1,10})-(\d{1,10})\.(\d{1,15})\.(\d{1,6})")
 
 
@@ -54,6 +55,16 @@ class Snapshot:
 
     def __str__(self) -> str:
         return f"{self.generation}.{self.step}"
+
+    @classmethod
+    def parse(cls, text: str) -> Snapshot:
+        """Read the text form; raises CorruptError."""
+        found = _SNAPSHOT.fullmatch(text)
+        epoch, n, step = (int(part) for part in found.groups()) if found else (0, 0, 0)
+        snapshot = cls(Generation(epoch, n), step)
+        if found is None or str(snapshot) != text:
+            raise CorruptError(f"not a snapshot: {text[:80]!r}")
+        return snapshot
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ckptd.errors import CorruptError, NewerFormatError
-from ckptd.model.ids import Attempt
+from ckptd.model.ids import Attempt, Snapshot
 
 FORMAT_VERSION: Final = 1
 MAX_RECORD_BYTES: Final = 64 * 1024
@@ -90,7 +90,14 @@ class Unpin:
     who: str
 
 
-Body = Epoch | Commit | Abort | Retire | Quarantine | Pin | Unpin
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """What is over and lies before snapshot ``before`` leaves the folded state; no attempt before it is settled any more."""
+
+    before: Snapshot
+
+
+Body = Epoch | Commit | Abort | Retire | Quarantine | Pin | Unpin | Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +239,13 @@ def read_attempt(value: object) -> Attempt:
     return Attempt.parse(value)
 
 
+def read_snapshot(value: object) -> Snapshot:
+    """A snapshot from its text form. Raises CorruptError."""
+    if not isinstance(value, str):
+        raise CorruptError("a snapshot is text")
+    return Snapshot.parse(value)
+
+
 def _body_fields(body: Body) -> dict[str, object]:
     match body:
         case Epoch(number):
@@ -249,6 +263,8 @@ def _body_fields(body: Body) -> dict[str, object]:
             return {"type": "PIN", "n": n, "who": who}
         case Unpin(n, who):
             return {"type": "UNPIN", "n": n, "who": who}
+        case Forget(before):
+            return {"type": "FORGET", "before": str(before)}
 
 
 _FIELDS: Final = {
@@ -259,6 +275,7 @@ _FIELDS: Final = {
     "QUARANTINE": "type n reason",
     "PIN": "type n who",
     "UNPIN": "type n who",
+    "FORGET": "type before",
 }
 
 
@@ -270,6 +287,8 @@ def _read_body(value: object) -> Body:
     del fields["type"]
     if "attempt" in fields:
         fields["attempt"] = read_attempt(fields["attempt"])
+    if "before" in fields:
+        fields["before"] = read_snapshot(fields["before"])
     if "bases" in fields:
         if not isinstance(fields["bases"], list):
             raise CorruptError("bases is no list")
@@ -285,6 +304,7 @@ _CLASSES: Final[dict[str, type[Body]]] = {
     "QUARANTINE": Quarantine,
     "PIN": Pin,
     "UNPIN": Unpin,
+    "FORGET": Forget,
 }
 
 
@@ -324,10 +344,15 @@ def _body_problem(body: Body) -> str | None:
             return None if is_number(n) and fits else "bad commit number or reason"
         case Pin(n, who) | Unpin(n, who):
             return None if is_number(n) and is_who(who) else "bad commit number or name"
+        case Forget(before):
+            return None if _snapshot_fits(before) else "snapshot out of bounds"
 
 
 def _attempt_fits(attempt: Attempt) -> bool:
     """Will its text form parse again? (Attempt.parse bounds the digits of each part.)"""
-    generation, step = attempt.snapshot.generation, attempt.snapshot.step
-    in_bounds = 0 <= generation.epoch < 10**10 and 0 <= generation.n < 10**10 and 0 <= step < 10**15
-    return in_bounds and 0 <= attempt.number < 10**6
+    return _snapshot_fits(attempt.snapshot) and 0 <= attempt.number < 10**6
+
+
+def _snapshot_fits(snapshot: Snapshot) -> bool:
+    generation = snapshot.generation
+    return 0 <= generation.epoch < 10**10 and 0 <= generation.n < 10**10 and 0 <= snapshot.step < 10**15

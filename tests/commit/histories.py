@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckptd.commit import fold as folding
-from ckptd.commit.fold import EMPTY, Collectable, State, Verdict
+from ckptd.commit.fold import EMPTY, State, Verdict
 from ckptd.model.ids import Attempt, Generation, Snapshot
-from ckptd.model.records import Abort, Body, Commit, Epoch, Office, Pin, Quarantine, Record, Retire, Unpin
+from ckptd.model.records import Abort, Body, Commit, Epoch, Forget, Office, Pin, Quarantine, Record, Retire, Unpin
 from tests.commit.oracle import Deletable, Raw
 
 ATTEMPTS = [Attempt(Snapshot(Generation(1 + i // 3, 1), 10 * (i % 3)), i % 2) for i in range(6)]
@@ -18,7 +18,7 @@ TEXTS = {attempt: str(attempt) for attempt in ATTEMPTS}
 MANIFESTS = [f"{i:064x}" for i in range(3)]
 NONCES = [f"{i:032x}" for i in range(64)]
 HASH = "f" * 64
-KINDS = ["EPOCH"] * 2 + ["COMMIT"] * 7 + ["ABORT"] + ["RETIRE"] * 2 + ["QUARANTINE"]
+KINDS = ["EPOCH"] * 2 + ["COMMIT"] * 7 + ["ABORT"] + ["RETIRE"] * 2 + ["QUARANTINE"] + ["FORGET"]
 KINDS += ["PIN"] * 2 + ["UNPIN"] * 2 + ["AGAIN"]
 
 
@@ -37,12 +37,14 @@ class History:
         return [verdict.counted for verdict in self.verdicts]
 
 
-def random_history(
-    rng: random.Random, length: int, collectable: Callable[[State], Collectable] = folding.collectable
-) -> History:
-    """A log of ``length`` records, folded as it grows; the writers' views are the fold's states, old and new."""
+def random_history(rng: random.Random, length: int, seen: Callable[[State], State] = lambda state: state) -> History:
+    """A log of ``length`` records, folded as it grows; the writers' views are the fold's states, old and new.
+
+    ``seen``: what a collector takes a state for.
+    """
     history = History()
     offices = [Office(1, NONCES[-1])]  # an office that was never taken
+    commits: dict[int, Attempt] = {}
     for seq in range(length):
         raw, record = _next(rng, history, offices, seq)
         state, verdict = folding.fold(history.states[-1], record)
@@ -53,18 +55,28 @@ def random_history(
         history.raw.append(raw)
         history.verdicts.append(verdict)
         history.states.append(state)
-        what = collectable(state)
-        history.deletable.append(told(what))
+        commits |= {n: entry.attempt for n, entry in state.commits.items()}
+        history.deletable.append(told(seen(state), commits, ATTEMPTS))
     return history
 
 
-def told(what: Collectable) -> Deletable:
-    """As the oracle wants it."""
+def told(state: State, commits: Mapping[int, Attempt], attempts: Iterable[Attempt]) -> Deletable:
+    """What a collector would delete of all that can lie in the store, as the oracle wants it.
+
+    Asked by the things themselves: what the state has forgotten is in none of its lists. ``commits`` are all that ever counted.
+    """
+    may_go = folding.collectable(state)
+    attempts = list(attempts)
+    generations = {attempt.snapshot.generation for attempt in attempts}
     return (
-        {entry.n for entry, _ in what.commits},
-        {str(attempt) for attempt, _ in what.aborted},
-        {str(generation) for generation, _ in what.layouts},
+        {n for n, attempt in commits.items() if may_go.commit(n, attempt) is not None},
+        {_text(attempt) for attempt in attempts if may_go.attempt(attempt) is not None},
+        {str(generation) for generation in generations if may_go.layouts(generation) is not None},
     )
+
+
+def _text(attempt: Attempt) -> str:
+    return TEXTS.get(attempt) or str(attempt)
 
 
 def _next(rng: random.Random, history: History, offices: list[Office], seq: int) -> tuple[Raw, Record]:
@@ -106,6 +118,11 @@ def _body(rng: random.Random, view: State, kind: str) -> tuple[dict[str, Any], B
     if kind == "ABORT":
         attempt = _attempt(rng, view)
         return {"type": kind, "attempt": TEXTS[attempt]}, Abort(attempt)
+    if kind == "FORGET":
+        before = _attempt(rng, view).snapshot
+        if commits and chance() < 0.6:
+            before = view.commits[n if n in view.commits else commits[-1]].attempt.snapshot
+        return {"type": kind, "before": str(before)}, Forget(before)
     if kind == "RETIRE":
         return {"type": kind, "n": n}, Retire(n)
     if kind == "QUARANTINE":

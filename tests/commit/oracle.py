@@ -47,6 +47,37 @@ def generation(log: list[Raw], n: int) -> tuple[int, int]:
     return int(epoch), int(number)
 
 
+def snapshot(text: str) -> tuple[int, int, int]:
+    """(epoch, number, step) of a snapshot, or of an attempt at one."""
+    parts = text.split(".")
+    epoch, number = parts[0].split("-")
+    return int(epoch), int(number), int(parts[1])
+
+
+def _of(log: list[Raw], n: int) -> str:
+    return str(log[n]["body"]["attempt"])
+
+
+def watermark(log: list[Raw], counted: list[bool], upto: int) -> tuple[int, int, int]:
+    """The snapshot before which everything is over, by the FORGETs among records 0..upto-1; (-1, -1, -1) without any."""
+    marks = [snapshot(log[j]["body"]["before"]) for j in range(upto) if counted[j] and log[j]["body"]["type"] == "FORGET"]
+    return max(marks, default=(-1, -1, -1))
+
+
+def remembered(log: list[Raw], counted: list[bool]) -> tuple[set[int], set[str]]:
+    """The commits and aborted attempts that the state after the log must have, and no others."""
+    last = max((j for j in range(len(log)) if counted[j] and log[j]["body"]["type"] == "FORGET"), default=-1)
+    mark = watermark(log, counted, len(log))
+    commits = [n for n in range(len(log)) if counted[n] and log[n]["body"]["type"] == "COMMIT"]
+    roots = [n for n in commits if n <= last and (live(log, counted, n, last) or pinned(log, counted, n, last))]
+    needed = {m for n in roots for m in _needs(log, n)}
+    aborts = [log[j]["body"]["attempt"] for j in range(len(log)) if counted[j] and log[j]["body"]["type"] == "ABORT"]
+    return (
+        {n for n in commits if n > last or n in needed or snapshot(_of(log, n)) >= mark},
+        {attempt for attempt in aborts if snapshot(attempt) >= mark},
+    )
+
+
 def rules(log: list[Raw]) -> list[bool]:
     """Which records count, read off PROTOCOLS 4.2 one by one."""
     counted: list[bool] = []
@@ -69,12 +100,17 @@ def _counts(log: list[Raw], counted: list[bool], i: int) -> bool:
         return False
     if kind in ("RETIRE", "QUARANTINE"):
         return live(log, counted, body["n"], i)
+    before = [j for j in range(i) if counted[j] and log[j]["body"]["type"] == "COMMIT"]
+    passed = watermark(log, counted, i)
+    if kind == "FORGET":
+        return passed < snapshot(body["before"]) and any(snapshot(body["before"]) <= snapshot(_of(log, j)) for j in before[-1:])
     for j in range(i):
         if counted[j] and log[j]["body"].get("attempt") == body["attempt"]:
             return False
+    if snapshot(body["attempt"]) < passed:
+        return False
     if kind == "ABORT":
         return True
-    before = [j for j in range(i) if counted[j] and log[j]["body"]["type"] == "COMMIT"]
     if any(generation(log, j) > generation(log, i) for j in before):
         return False
     return all(live(log, counted, b, i) for b in body["bases"]) and body["parent"] == newest(log, counted, i)
@@ -164,12 +200,15 @@ def leaks(log: list[Raw], counted: list[bool], deletable: Deletable) -> list[str
     commits = [n for n in range(end) if counted[n] and log[n]["body"]["type"] == "COMMIT"]
     needed = {m for n in commits if live(log, counted, n, end) or pinned(log, counted, n, end) for m in _needs(log, n)}
     aborted = {log[i]["body"]["attempt"] for i in range(end) if counted[i] and log[i]["body"]["type"] == "ABORT"}
+    mark, known = watermark(log, counted, end), {_of(log, n) for n in remembered(log, counted)[0]}
+    named = {raw["body"]["attempt"] for raw in log if "attempt" in raw["body"]}
+    passed = {attempt for attempt in named - known if snapshot(attempt) < mark}
     last = max((generation(log, n) for n in commits), default=(0, 0))
     used = {generation(log, n) for n in needed} | {last}
     ended = {f"{epoch}-{n}" for epoch, n in {generation(log, n) for n in commits} - used}
     return (
         [f"leak: commit {n}" for n in commits if n not in needed | deletable[0]]
-        + [f"leak: attempt {a}" for a in aborted - deletable[1]]
+        + [f"leak: attempt {a}" for a in (aborted | passed) - deletable[1]]
         + [f"leak: layouts of {g}" for g in ended - deletable[2]]
     )
 

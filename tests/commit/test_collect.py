@@ -163,6 +163,12 @@ class Coordinator(Actor):
             if self.rng.random() < 0.9:
                 await self.attempt(committer, attempt)
             await self.pause()
+            if self.rng.random() < 0.1:
+                try:
+                    await self.insist(lambda attempt=attempt: committer.forget(attempt.snapshot))
+                    self.told["forgotten"] += 1
+                except RecordRefusedError:
+                    self.told["not forgotten"] += 1
             while (n := next_to_retire(self.log.state, retention)) is not None and self.rng.random() < 0.9:
                 try:
                     await self.insist(lambda n=n: committer.retire(n))
@@ -282,7 +288,7 @@ async def test_nothing_that_is_needed_is_ever_missing(faults: float) -> None:
         told += outcomes
         store.faults = 0.0
         await everything_else_goes(store, seed)
-    wanted = {"committed", "retired", "aborted", "deposed", "read pinned", "pin refused"}
+    wanted = {"committed", "retired", "aborted", "deposed", "read pinned", "pin refused", "forgotten"}
     wanted |= {f"swept {kind}" for kind in (Kind.COMMIT, Kind.ATTEMPT, Kind.LAYOUT, Kind.STATE)}
     assert wanted <= told.keys() and not told["plan refused"], told
 
@@ -292,13 +298,14 @@ async def everything_else_goes(store: WatchedStore, seed: int) -> None:
     log = CommitLog(store, JOB, Patience(20, clock=FakeClock()))
     committer = Committer(log, await take_office(log))
     passed = Generation(10**6, 1)
+    settled = Snapshot(passed, 10**6)
     # One commit of a world after all others, so that their layouts may go.
     await Coordinator(store, random.Random(0), Counter()).insist(log.refresh)
     coordinator = Coordinator(store, random.Random(seed), Counter())
     coordinator.log = log
     coordinator.rng.random = lambda: 0.5  # type: ignore[method-assign]
     await coordinator.attempt(committer, Attempt(Snapshot(passed, 10), 0))
-    collector = Collector(store, JOB, log, committer, 0.0, lambda: passed, FakeClock())
+    collector = Collector(store, JOB, log, committer, 0.0, lambda: settled, FakeClock())
     for _ in range(4):
         await collector.round()
     assert not store.wrong, store.wrong

@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from ckptd.commit import fold as folding
 from ckptd.commit.fold import (
     EMPTY,
-    Collectable,
     State,
     Verdict,
     Void,
-    collectable,
     decode_state,
     encode_state,
     fold,
@@ -35,6 +33,9 @@ CHUNKS = 10
 SEED = 20_251
 
 
+KINDS = ("Epoch", "Commit", "Abort", "Retire", "Quarantine", "Pin", "Unpin", "Forget")
+
+
 def complaints(history: History) -> list[str]:
     """All that the oracle has to say against what the fold claimed."""
     log, counted = history.raw, history.counted
@@ -44,8 +45,9 @@ def complaints(history: History) -> list[str]:
     end, newest = history.states[-1], restore_candidate(history.states[-1])
     if (newest.n if newest else None) != oracle.newest(log, counted, len(log)):
         found.append("the restore candidate is another")
-    if list(end.commits) != [i for i, raw in enumerate(log) if counted[i] and raw["body"]["type"] == "COMMIT"]:
-        found.append("I4: a counted commit isn't in a later fold")
+    commits, aborted = oracle.remembered(log, counted)
+    if list(end.commits) != sorted(commits) or {str(attempt) for attempt in end.aborted} != aborted:
+        found.append("I4: a later fold doesn't have what it must remember, or has what it must forget")
     return found
 
 
@@ -60,7 +62,7 @@ def test_random_logs_hold_every_invariant(chunk: int) -> None:
         seen.update((type(r.body).__name__, v.void) for r, v in zip(history.records, history.verdicts, strict=True))
     # The logs must exercise every verdict, or they prove little.
     assert {void for _, void in seen} == {None, *Void}
-    assert all(seen[(kind, None)] > 500 for kind in ("Epoch", "Commit", "Abort", "Retire", "Quarantine", "Pin", "Unpin")), seen
+    assert all(seen[(kind, None)] > 500 for kind in KINDS), seen
 
 
 @settings(max_examples=300, deadline=None)
@@ -132,14 +134,15 @@ MUTANTS: dict[str, tuple[Callable[[], Judge], str]] = {
     "bases not checked": (lambda: _accepts(Commit, Void.BASE_NOT_LIVE), "I6"),
     "parent not checked": (lambda: _accepts(Commit, Void.PARENT_NOT_NEWEST), "I8"),
     "earlier generation commits": (lambda: _accepts(Commit, Void.GENERATION_PASSED), "I6"),
+    "COMMIT of before a FORGET accepted": (lambda: _accepts(Commit, Void.FORGOTTEN), "I6"),
     "PIN after RETIRE accepted": (lambda: _accepts(Pin, Void.NOT_LIVE), "I7"),
 }
 
 
-def _logs_until(invariant: str, collect: Callable[[State], Collectable] = collectable, limit: int = 2000) -> int:
+def _logs_until(invariant: str, seen: Callable[[State], State] = lambda state: state, limit: int = 2000) -> int:
     """How many random logs show that ``invariant`` broken, without asking for the rules; 0 if ``limit`` don't."""
     for i in range(limit):
-        history = random_history(random.Random(i), 14, collect)
+        history = random_history(random.Random(i), 14, seen)
         found = oracle.violations(history.raw, history.counted, history.deletable)
         if any(violation.startswith(invariant) for violation in found):
             return i + 1
@@ -159,14 +162,20 @@ def test_the_oracle_catches_a_fold_that_counts_nothing(monkeypatch: pytest.Monke
 
 
 def test_the_oracle_catches_a_collector_that_ignores_pins() -> None:
-    assert _logs_until("I7", lambda state: collectable(replace(state, pins={})))
+    assert _logs_until("I7", lambda state: replace(state, pins={}))
 
 
 def test_the_oracle_catches_a_collector_that_ignores_bases() -> None:
-    def collect(state: State) -> Collectable:
-        return collectable(replace(state, commits={n: replace(entry, bases=()) for n, entry in state.commits.items()}))
+    def seen(state: State) -> State:
+        return replace(state, commits={n: replace(entry, bases=()) for n, entry in state.commits.items()})
 
-    assert _logs_until("I6", collect)
+    assert _logs_until("I6", seen)
+
+
+def test_the_oracle_catches_a_state_that_forgets_what_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = State.kept
+    monkeypatch.setattr(State, "kept", lambda state: right(replace(state, pins={})))
+    assert any("must remember" in found for i in range(2000) for found in complaints(random_history(random.Random(i), 14)))
 
 
 def test_the_oracle_passes_the_fold_on_the_same_logs() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ckptd.commit.fold import collectable, fold, restore_candidate
+from ckptd.commit.fold import fold, restore_candidate
 from ckptd.commit.log import CommitLog, RecordRefusedError
 from ckptd.commit.office import Committer, pin, take_office, unpin
 from ckptd.commit.patience import Patience
@@ -66,7 +66,7 @@ class Actor:
             await asyncio.sleep(0)
 
     async def _work(self, office: Office) -> None:
-        kind = self.rng.choice(("commit", "commit", "commit", "abort", "retire", "quarantine", "pin", "unpin"))
+        kind = self.rng.choice(("commit", "commit", "commit", "abort", "retire", "quarantine", "pin", "unpin", "forget"))
         attempt = self.rng.choice(ATTEMPTS)
         try:
             await self._one(kind, office, attempt)
@@ -96,6 +96,8 @@ class Actor:
             yes.append((await committer.quarantine(n, "bad\nchecksum"), {"type": "QUARANTINE", "n": n}))
         elif kind == "retire":
             yes.append((await self._retire(n, office), {"type": "RETIRE", "n": n}))
+        elif kind == "forget":
+            await committer.forget(attempt.snapshot)
         elif kind == "pin":
             await pin(self.log, n, self.name)
         elif kind == "unpin":
@@ -142,10 +144,12 @@ def check(store: FaultyStore, told: Told) -> list[str]:
             if ours and raw["body"]["attempt"] == attempt and not _acked(told, raw):
                 found.append(f"I4: told that {attempt} isn't committed by {office}, but it is")
     state, deletable, counted = EMPTY, [], []
+    commits: dict[int, Attempt] = {}
     for seq, data in enumerate(bodies):
         state, verdict = fold(state, decode(seq, data))
         counted.append(verdict.counted)
-        deletable.append(histories.told(collectable(state)))
+        commits |= {n: entry.attempt for n, entry in state.commits.items()}
+        deletable.append(histories.told(state, commits, ATTEMPTS))
     found += oracle.violations(log, counted, deletable)
     found += [f"record {i} counts differently" for i in range(len(log)) if counted[i] != expected[i]]
     found += [f"void record {i} was written" for i in range(len(log)) if not expected[i]]
@@ -175,7 +179,8 @@ async def test_nobody_is_told_what_isnt_so(faults: float) -> None:
         log = CommitLog(store, JOB)
         state = await log.load()
         assert state.tail == len(store.created) - 1
-    wanted = {"office taken", "deposed", "commit", "abort", "retire", "quarantine", "RecordRefusedError", "OfficeLostError"}
+    wanted = {"office taken", "deposed", "commit", "abort", "retire", "quarantine", "forget"}
+    wanted |= {"RecordRefusedError", "OfficeLostError"}
     if faults:
         wanted |= {"in doubt", "unavailable"}
     assert wanted <= outcomes.keys(), outcomes

@@ -18,6 +18,7 @@ from ckptd.model.records import (
     Abort,
     Commit,
     Epoch,
+    Forget,
     Office,
     Pin,
     Quarantine,
@@ -38,17 +39,15 @@ ATTEMPT = Attempt(Snapshot(Generation(3, 2), 100), 1)
 numbers = st.integers(0, 10**15 - 1)
 hashes = st.binary(max_size=4).map(digest)
 nonces = st.integers(0, 2**128 - 1).map(lambda n: f"{n:032x}")
-attempts = st.builds(
-    Attempt,
-    st.builds(Snapshot, st.builds(Generation, st.integers(0, 10**10 - 1), st.integers(0, 10**10 - 1)), numbers),
-    st.integers(0, 10**6 - 1),
-)
+snapshots = st.builds(Snapshot, st.builds(Generation, st.integers(0, 10**10 - 1), st.integers(0, 10**10 - 1)), numbers)
+attempts = st.builds(Attempt, snapshots, st.integers(0, 10**6 - 1))
 whos = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}", fullmatch=True)
 office_bodies = st.one_of(
     st.builds(Commit, attempts, hashes, st.none() | numbers, st.lists(numbers, unique=True, max_size=9).map(sorted).map(tuple)),
     st.builds(Abort, attempts),
     st.builds(Retire, numbers),
     st.builds(Quarantine, numbers, st.text().map(clean_reason)),
+    st.builds(Forget, snapshots),
 )
 free_bodies = st.builds(Pin, numbers, whos) | st.builds(Unpin, numbers, whos)
 
