@@ -235,8 +235,17 @@ class Arena:
         self._put(self._slot_at(index) + _SEQ_AT, _SEQ.pack(seq))
 
     def free(self, index: int) -> None:
-        """By the daemon: the slot may be written again."""
+        """By the daemon: the slot may be written again. What is noted of its snapshot stays until then."""
         self.map[self._slot_at(index)] = FREE
+
+    def durable_step(self, index: int) -> int | None:
+        """The step that was sealed in the slot last, if its commit is noted; also when the slot is free again."""
+        at = self._slot_at(index)
+        seal, seq = self._get(at + _SEAL_AT, _SEAL.size), self._get(at + _SEQ_AT, _SEQ.size)
+        if seal is None or seq is None:
+            return None
+        step: int = _SEAL.unpack(seal)[2]
+        return step
 
     def look(self, index: int) -> Slot:
         """What the marks say. A slot that isn't sealed beyond doubt is WRITING."""

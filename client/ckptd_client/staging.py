@@ -174,8 +174,9 @@ class Stager:
                 raise ProtocolError(f"the daemon answered Resume with {type(reply).__name__}")
             with self.changed:
                 self._layout, self._free, self._lost_seconds = reply.layout, {i for i in reply.free if 0 <= i < _SLOTS}, None
-                for step in [step for step, (_, slot) in self._where.items() if slot in self._free]:
-                    self._settle(step, False, _UNKNOWN)
+                for step, slot in [(step, slot) for step, (_, slot) in self._where.items() if slot in self._free]:
+                    # The lost daemon may have heard the outcome, and freed the slot, without having told us.
+                    self._settle(step, arena.durable_step(slot) == step, _UNKNOWN)
                 self.changed.notify_all()
             return True
         finally:
@@ -184,13 +185,15 @@ class Stager:
     def _abandon(self, reason: str) -> None:
         """The arena is lost to the new daemon: so are the snapshots in it, unless they were committed before."""
         with self.changed:
-            lost = list(self._where)
-            for step in lost:
-                self._settle(step, False, f"{_UNKNOWN}: {reason}")
+            arena, where = self.arena, list(self._where.items())
+            durable = [step for step, (_, slot) in where if arena is not None and arena.durable_step(slot) == step]
+            for step, _ in where:
+                self._settle(step, step in durable, f"{_UNKNOWN}: {reason}")
             self.arena, self._lost_seconds = None, None
             self.changed.notify_all()
-        for step in lost:
-            self.session.send(Missed(step, "its shared memory was lost with the daemon"))
+        for step, _ in where:
+            if step not in durable:
+                self.session.send(Missed(step, "its shared memory was lost with the daemon"))
 
     def ready(self, found: Collected, wait: bool) -> dict[str, bytes] | None:
         """See to a plan and an arena for this state; returns the encoded objects, or None while the arena is on its way."""

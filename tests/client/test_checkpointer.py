@@ -19,6 +19,7 @@ import torch
 from ckptd_client import Checkpointer, connect
 from ckptd_client import session as session_module
 from ckptd_client import staging as staging_module
+from ckptd_client.arena import SEALED
 from ckptd_client.capture import Plan
 from ckptd_client.errors import (
     ConfigError,
@@ -333,6 +334,37 @@ def test_a_daemon_that_vanishes_and_comes_back(
     assert handle is not None
     handle.wait(10)
     assert sorted(missed.step for missed in back.missed) == ([4] if knows_the_arena else [2, 4])
+    ckpt.close()
+    back.stop()
+
+
+@pytest.mark.parametrize("knows_the_arena", [True, False])
+def test_a_commit_that_a_lost_daemon_could_not_tell_of_is_known(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, knows_the_arena: bool
+) -> None:
+    """It heard of the commit, freed the slot, and died before its trainer had come back to it: the slot's mark tells."""
+    monkeypatch.setattr(session_module, "RETRY_SECONDS", 0.0)
+    daemon.schedule = (2, 2)
+    daemon.keep_open = True
+    ckpt = connect("job")
+    ckpt.register(model=torch.nn.Linear(2, 2))
+    assert ckpt.restore() == 0
+    assert ckpt.step(1) is None
+    handle = ckpt.step(2)
+    assert handle is not None
+    ((arena, _),) = daemon.arenas.values()
+    (index,) = [index for index in range(arena.slots) if arena.look(index).state == SEALED]
+    daemon.stop()
+    until(lambda: not ckpt._session.connected)
+    arena.hold(index, 0)
+    arena.note_commit(index, 7)
+    arena.free(index)
+    back = FakeDaemon(daemon.path, (2, 2))
+    back.generation = daemon.generation
+    if knows_the_arena:
+        back.arenas = daemon.arenas
+    handle.wait(10)
+    assert handle.durable and not back.missed
     ckpt.close()
     back.stop()
 

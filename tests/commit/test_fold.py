@@ -65,13 +65,13 @@ def test_random_logs_hold_every_invariant(chunk: int) -> None:
     assert all(seen[(kind, None)] > 500 for kind in KINDS), seen
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.randoms(use_true_random=False), st.integers(1, 25))
 def test_random_logs_shrink(rng: random.Random, length: int) -> None:
     assert not complaints(random_history(rng, length))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.randoms(use_true_random=False), st.integers(1, 40))
 def test_bytes_and_states_come_back_the_same(rng: random.Random, length: int) -> None:
     """A reader that starts from any stored state, and from stored bytes, sees what the writer saw."""

@@ -72,7 +72,7 @@ def test_a_pin_keeps_and_says_so() -> None:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.randoms(use_true_random=False), st.integers(1, 40), st.integers(1, 4), st.sampled_from([0, 1, 7, 10, 15, 40]))
 def test_random_logs_stay_within_their_retention(rng: random.Random, length: int, keep_last: int, keep_every: int) -> None:
     state, retention = random_history(rng, length).states[-1], Retention(keep_last, keep_every)

@@ -266,7 +266,7 @@ def test_a_world_that_stepped_back_under_an_earlier_coordinator_regroups():
     assert two.run().step == 200 and two.bench.engine.state.fruitless == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["fail", "fail", "fail", "lose", "commit", "restart"]), max_size=25))
 def test_only_failures_in_a_row_stop_a_job(events: list[str]):
     two, count, step, stepped = Two(), 0, 0, False

@@ -79,8 +79,10 @@ def test_a_torn_mark_is_not_sealed(
     arena.hold(0, 3)
     arena.note_commit(0, 7)
     assert arena.look(0) == Slot(HELD, old, old_step, old_lengths, 3, 7)
+    assert arena.durable_step(0) == old_step
     arena.free(0)
     assert arena.look(0) == Slot(FREE)
+    assert arena.durable_step(0) == old_step, "who was told nothing can still read it"
 
     def write() -> None:
         arena.begin(0)
@@ -91,7 +93,7 @@ def test_a_torn_mark_is_not_sealed(
         assert arena.look(0) in (Slot(FREE), Slot(WRITING), whole)
         assert arena.look(0) != whole or memory[1024] == SEALED
         write()  # the slot is written anew
-    assert arena.look(0) == whole
+    assert arena.look(0) == whole and arena.durable_step(0) is None
     # the daemon's marks: what it seals stays sealed, and what it adds is there or not
     if not kill_after(memory, count, lambda: arena.hold(0, number)):
         found = arena.look(0)
@@ -99,6 +101,7 @@ def test_a_torn_mark_is_not_sealed(
         arena.hold(0, number)
     if not kill_after(memory, count, lambda: arena.note_commit(0, seq)):
         assert arena.look(0).seq in (None, seq)
+        assert arena.durable_step(0) == (None if arena.look(0).seq is None else step)
         arena.note_commit(0, seq)
     assert arena.look(0) == Slot(HELD, new, step, lengths, number, seq)
     assert arena.look(1) == Slot(FREE)

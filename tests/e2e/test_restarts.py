@@ -66,9 +66,7 @@ def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
         for name, how in rng.sample(ends, 3):
             renew(job, name, how, rng.uniform(0.0, 1.0))
         job.wait_commit(EVERY)
-        # As durable, as a rule. Where a daemon heard of the commit, freed the slot and died before its trainer was back, as
-        # "may have become durable or not".
-        world.wait_event("settled", step=EVERY)
+        world.wait_event("settled", step=EVERY, durable=True)
         job.wait_commit_after(EVERY)
         check(job, world, pids)
         for rank in world.ranks:

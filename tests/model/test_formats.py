@@ -95,7 +95,7 @@ def test_every_cut_off_object_is_refused(data: bytes, again: Callable[[bytes], b
         again(data + b"\0")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(range(4)), st.data())
 def test_random_and_spliced_bytes_raise_nothing_but_corrupt_error(which: int, data: st.DataObject) -> None:
     original, again = FORMATS[which]
@@ -106,7 +106,7 @@ def test_random_and_spliced_bytes_raise_nothing_but_corrupt_error(which: int, da
     parses_only_as_itself(junk, again)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.sampled_from(range(3)),
     st.integers(0, 10**6),

@@ -63,7 +63,7 @@ def wants(
     return found, expected, itemsizes
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     state=tensors(),
     saved=st.tuples(st.integers(1, 4), st.integers(0, 1)),
