@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptd.commit.catalog import CatalogEntry, catalog
+from ckptd.commit.fold import fold
 from ckptd.commit.log import CommitLog
+from ckptd.commit.state import EMPTY, Entry
 from ckptd.demo.cluster import Cluster, Plan
 from ckptd.demo.process import DemoError, Output, Process
 from ckptd.demo.verdict import Step, judge, read_steps, stretches
 from ckptd.demo.watch import ended_world
-from ckptd.model.keys import manifest_key
+from ckptd.model.keys import log_key, manifest_key
 from ckptd.model.manifest import decode_manifest
+from ckptd.model.records import MAX_RECORD_BYTES, decode
 from ckptd.store.base import Store
 
 _TRAIN_SECONDS = 90.0
@@ -189,10 +191,6 @@ class Story:
             _TRAIN_SECONDS,
         )
 
-    def _commits(self) -> Sequence[CatalogEntry]:
-        """Every commit, read from the log in the store."""
-        return catalog(asyncio.run(CommitLog(self._store, self.job).load()))
-
     def _committed_since(self, seconds: float) -> bool:
         settled = (line.event for line in self.output if line.source == "coordinator" and line.seconds > seconds)
         return any(event.get("event") == "attempt settled" and event.get("seq") is not None for event in settled)
@@ -231,25 +229,19 @@ class Story:
     # ---- what it was worth
 
     def _report(self, reference: dict[int, float]) -> Report:
-        steps, commits = self._steps(), [entry for entry in self._commits() if entry.status == "live"]
-        problems = judge(steps, reference, self._newest_before(steps), self._options.total_steps)
+        steps, (commits, live) = self._steps(), asyncio.run(_read_commits(self._store, self.job))
+        problems = judge(steps, reference, _newest_before(commits, steps), self._options.total_steps)
         problems += self._left_behind()
-        keys = [manifest_key(self.job, entry.manifest) for entry in commits]
+        keys = [manifest_key(self.job, entry.manifest) for entry in live]
         manifests = [decode_manifest(asyncio.run(self._store.get(key))) for key in keys]
         return Report(
             problems=problems,
             losses=self._losses,
             raw_bytes=sum(manifest.raw_bytes for manifest in manifests),
             stored_bytes=sum(manifest.stored_bytes for manifest in manifests),
-            committed=len(self._commits()),
-            kept=len(commits),
+            committed=len(commits),
+            kept=len(live),
         )
-
-    def _newest_before(self, steps: list[Step]) -> list[int]:
-        """For each later world: the step of the newest commit that an earlier world had made, straight from the log's order."""
-        newest = {entry.generation: entry.step for entry in self._commits()}
-        ordered = [newest[generation] for generation in sorted(newest)]
-        return ordered[: len(stretches(steps)) - 1]
 
     def _left_behind(self) -> list[str]:
         for node in self._cluster.nodes.values():
@@ -263,3 +255,20 @@ class Story:
                 break
             time.sleep(0.1)
         return [f"left behind on node {node.name}: {thing}" for node, thing in left]
+
+
+async def _read_commits(store: Store, job: str) -> tuple[list[Entry], list[Entry]]:
+    """(every commit that counted, those that are live), from the records themselves: the folded state forgets."""
+    state, commits = EMPTY, []
+    for seq in range((await CommitLog(store, job).load()).tail + 1):
+        state, _ = fold(state, decode(seq, await store.get(log_key(job, seq), 0, MAX_RECORD_BYTES + 1)))
+        if seq in state.commits:
+            commits.append(state.commits[seq])
+    return commits, [entry for entry in state.commits.values() if entry.live]
+
+
+def _newest_before(commits: Sequence[Entry], steps: list[Step]) -> list[int]:
+    """For each later world: the step of the newest commit that an earlier world had made, straight from the log's order."""
+    newest = {entry.generation: entry.attempt.snapshot.step for entry in commits}
+    ordered = [newest[generation] for generation in sorted(newest)]
+    return ordered[: len(stretches(steps)) - 1]
