@@ -29,6 +29,7 @@ from ckptd_client.errors import (
     UnsupportedStateError,
     VersionMismatchError,
 )
+from ckptd_client.staging import Handle
 from tests.client.fake_daemon import FakeDaemon
 
 
@@ -299,10 +300,8 @@ def test_a_late_daemon_is_joined_when_there_is_nothing_to_restore(tmp_path: Path
     daemon.stop()
 
 
-@pytest.mark.parametrize("knows_the_arena", [True, False])
-def test_a_daemon_that_vanishes_and_comes_back(
-    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, knows_the_arena: bool
-) -> None:
+def left_alone(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> tuple[Checkpointer, Handle]:
+    """A trainer whose daemon went away after step 2 was staged, and before that was committed."""
     monkeypatch.setattr(session_module, "RETRY_SECONDS", 0.0)
     daemon.schedule = (2, 2)
     daemon.keep_open = True
@@ -314,6 +313,14 @@ def test_a_daemon_that_vanishes_and_comes_back(
     assert handle is not None and handle.staged and not handle.durable
     daemon.stop()
     until(lambda: not ckpt._session.connected)
+    return ckpt, handle
+
+
+@pytest.mark.parametrize("knows_the_arena", [True, False])
+def test_a_daemon_that_vanishes_and_comes_back(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, knows_the_arena: bool
+) -> None:
+    ckpt, handle = left_alone(daemon, monkeypatch)
     assert ckpt.step(3) is None and ckpt.step(4) is None
     assert handle.open
     with pytest.raises(SaveError, match="not durable in time"):
@@ -343,19 +350,9 @@ def test_a_commit_that_a_lost_daemon_could_not_tell_of_is_known(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, knows_the_arena: bool
 ) -> None:
     """It heard of the commit, freed the slot, and died before its trainer had come back to it: the slot's mark tells."""
-    monkeypatch.setattr(session_module, "RETRY_SECONDS", 0.0)
-    daemon.schedule = (2, 2)
-    daemon.keep_open = True
-    ckpt = connect("job")
-    ckpt.register(model=torch.nn.Linear(2, 2))
-    assert ckpt.restore() == 0
-    assert ckpt.step(1) is None
-    handle = ckpt.step(2)
-    assert handle is not None
+    ckpt, handle = left_alone(daemon, monkeypatch)
     ((arena, _),) = daemon.arenas.values()
     (index,) = [index for index in range(arena.slots) if arena.look(index).state == SEALED]
-    daemon.stop()
-    until(lambda: not ckpt._session.connected)
     arena.hold(index, 0)
     arena.note_commit(index, 7)
     arena.free(index)
