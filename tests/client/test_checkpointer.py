@@ -330,6 +330,7 @@ def test_a_daemon_that_vanishes_and_comes_back(
     if knows_the_arena:
         back.arenas = daemon.arenas
         handle.wait(10)  # the wait itself looks for the new daemon
+        until(lambda: ckpt._stager.revive() == 0.0)  # what was durable may be said before the answer to Resume
         assert (back.resumed, back.registrations) == (1, 0) and ckpt._stager.arena is not None
     else:
         with pytest.raises(SaveError, match="may have become durable or not: no such arena"):
