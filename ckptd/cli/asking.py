@@ -14,7 +14,7 @@ import grpc
 
 from ckptd.cli.options import require_store
 from ckptd.commit.catalog import CatalogEntry, catalog
-from ckptd.commit.leader import read_hint
+from ckptd.commit.leader import LeaderHint, read_hint
 from ckptd.commit.log import CommitLog
 from ckptd.commit.patience import Patience
 from ckptd.commit.state import State
@@ -93,10 +93,9 @@ def open_log_store(settings: Settings) -> Store | None:
     return require_store(settings) if settings.store.url else None
 
 
-async def find_coordinator(store: Store, job: str) -> str | None:
-    """The address that its coordinator has announced. Raises store errors, also after STORE_SECONDS of silence."""
-    hint = await _bounded(read_hint(store, job), store)
-    return None if hint is None else hint.address
+async def find_coordinator(store: Store, job: str) -> LeaderHint | None:
+    """What its coordinator has announced. Raises store errors, also after STORE_SECONDS of silence."""
+    return await _bounded(read_hint(store, job), store)
 
 
 async def read_log(store: Store, job: str) -> LogView:

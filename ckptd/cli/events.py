@@ -101,10 +101,13 @@ def _print(console: Console, line: Line, as_json: bool) -> None:
 
 async def _tell(settings: Settings, job: str, follow: bool, say: Callable[[Line], None]) -> None:
     access, store, seen, away = access_of(settings), open_log_store(settings), Seen(), ""
+    over = ""
     while True:
         try:
-            address = settings.daemon.coordinator or (await find_coordinator(store, job) if store is not None else None)
-            if address is None:
+            hint = await find_coordinator(store, job) if store is not None else None
+            address = settings.daemon.coordinator or ("" if hint is None else hint.address)
+            over = "" if hint is None else hint.over
+            if not address:
                 raise UnavailableError("no coordinator has announced itself")
             async for line in _from_coordinator(access, address, job, seen, follow):
                 if away and line.epoch:
@@ -115,9 +118,12 @@ async def _tell(settings: Settings, job: str, follow: bool, say: Callable[[Line]
                 return
             reason = "the coordinator ended"
         except CkptdError as error:
-            reason = words_of(error)
+            reason = f"the job is done ({over})" if over else words_of(error)
             if not follow:
                 await _from_log_instead(store, job, reason, say)
+                return
+            if over:
+                say(Line(time.time(), "done", over))
                 return
         if not away:
             away = reason

@@ -9,7 +9,7 @@ import grpc
 from ckptd.cli.asking import access_of, in_words
 from ckptd.cli.choosing import Seq, Step, check_choice, choose, named
 from ckptd.cli.options import ConfigFile, JobId, StoreUrl, reading_store
-from ckptd.commit.leader import find_leader
+from ckptd.commit.leader import read_hint
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import Committer, take_office
 from ckptd.config import Settings, load_settings
@@ -37,9 +37,9 @@ async def _retire(store: Store, settings: Settings, job: str, step: int | None, 
     log, access = CommitLog(store, job), access_of(settings)
     state = await log.load()
     entry = choose((entry for entry in state.commits.values() if entry.live), step, seq, "live")
-    address = await find_leader(store, job)
-    if address is not None and await ping(address, job, access):
-        record = await _ask(access, address, job, entry.n)
+    hint = await read_hint(store, job)
+    if hint is not None and await ping(hint.address, job, access):
+        record = await _ask(access, hint.address, job, entry.n)
     else:
         await probe(store, f"{job}/")
         await check_free(store, job, False, settings.coordinator.lease_seconds, access)

@@ -60,6 +60,7 @@ class Answers:
     address: str = ""
     coordinator: pb.StatusReply | None = None
     coordinator_error: str = ""
+    over: str = ""  # why the job is done, and so nobody coordinates it
     log: LogView | None = None
     log_error: str = ""
 
@@ -143,7 +144,9 @@ async def ask(settings: Settings, job: str | None) -> Answers:
     store = open_log_store(settings)
     if store is not None:
         try:
-            address = settings.daemon.coordinator or await find_coordinator(store, answers.job) or address
+            hint = await find_coordinator(store, answers.job)
+            address = settings.daemon.coordinator or (address if hint is None else hint.address)
+            answers.over = "" if hint is None else hint.over
             answers.log = await read_log(store, answers.job)
         except CkptdError as error:
             answers.log_error = words_of(error)
@@ -155,8 +158,9 @@ async def ask(settings: Settings, job: str | None) -> Answers:
         return answers
     try:
         answers.coordinator = await ask_coordinator(access, address, answers.job)
+        answers.over = ""
     except CkptdError as error:
-        answers.coordinator_error = words_of(error)
+        answers.coordinator_error = "" if answers.over else words_of(error)
     return answers
 
 
@@ -172,6 +176,7 @@ def as_json(answers: Answers) -> dict[str, Any]:
         "coordinator": plain(answers.coordinator) if answers.coordinator is not None else None,
         "coordinator_address": answers.address,
         "coordinator_error": answers.coordinator_error,
+        "over": answers.over,
         "daemon": plain(answers.daemon) if answers.daemon is not None else None,
         "daemon_error": answers.daemon_error,
         "log": None
@@ -202,7 +207,7 @@ def show(answers: Answers, console: Console) -> None:
     if answers.coordinator is not None:
         _show_job(answers.coordinator, console)
     elif answers.job:
-        say(f"job {answers.job}")
+        say(f"job {answers.job}" + (f": done ({answers.over})" if answers.over else ""))
     if (line := _newest(answers)) is not None:
         say(line)
     if answers.daemon is not None:

@@ -17,6 +17,7 @@ steps down.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -30,6 +31,7 @@ from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.store.base import Store
 
 PING_SECONDS = 3.0
+END_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -70,6 +72,15 @@ async def ping(address: str, job: str, access: Access = OPEN) -> bool | None:
             refused = "connection refused" in f"{error.details()} {error.debug_error_string()}".lower()
             return False if error.code() == grpc.StatusCode.UNAVAILABLE and refused else None
     return bool(reply.job == job)
+
+
+async def announce_end(store: Store, job: str, address: str, epoch: int, why: str) -> None:
+    """Say in the hint that nobody answers any more because the job is done. For people: a failure is only logged."""
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await write_hint(store, job, LeaderHint(address, epoch, 0, why))
+    except (StoreError, TimeoutError) as error:
+        _log.warning("the job's end isn't announced; `ckptd status` will miss the coordinator", error=str(error))
 
 
 async def announce(

@@ -20,7 +20,7 @@ from ckptd.coordinator.assembling import assembler
 from ckptd.coordinator.confirming import confirmer
 from ckptd.coordinator.durable import Assemble, LogWorker
 from ckptd.coordinator.engine import Engine
-from ckptd.coordinator.leader import announce, check_free
+from ckptd.coordinator.leader import announce, announce_end, check_free
 from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.service import CoordinatorService, serve
@@ -105,6 +105,8 @@ async def run_coordinator(
             _decide_forever(engine, woken, options, clock, alive),
             _ended(engine, woken, options, clock, exit_when_complete),
         )
+        if code == OK and engine.state.complete is not None and not engine.state.failed:
+            await announce_end(store, job, address, office.epoch, engine.state.complete)
         return FAILED if code == OK and exit_when_complete and engine.state.failed else code
     finally:
         engine.close_links()

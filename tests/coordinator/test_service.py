@@ -10,9 +10,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from ckptd.commit.leader import LeaderHint, find_leader, read_hint, write_hint
+from ckptd.cli.events import _tell
+from ckptd.cli.status import WELL, ask
+from ckptd.commit.leader import LeaderHint, read_hint, write_hint
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import take_office
+from ckptd.config import Settings, StoreSettings
 from ckptd.coordinator.convert import to_attempt, to_generation
 from ckptd.coordinator.leader import check_free
 from ckptd.coordinator.main import OK, STEPPED_DOWN, check_bind, run_coordinator
@@ -125,7 +128,7 @@ def store(tmp_path: Path) -> DirectoryStore:
 async def test_form_commit_die_adopt_commit(store):
     """The coordinator is killed in mid-training and started again: epoch + 1, the same generation, commits go on."""
     async with coordinator(store) as (_, address), Daemon(address, "a") as a, Daemon(address, "b") as b:
-        assert await find_leader(store, "job") in (address, None)
+        await _until_hint(store, address)
         await a.join()
         await b.join()
         formed = await a.until("formed")
@@ -218,6 +221,17 @@ async def test_ends_with_the_job(store):
         await a.until("complete")
         async with asyncio.timeout(DEADLINE_SECONDS):
             assert await task == OK
+    hint = await read_hint(store, "job")
+    assert hint is not None and hint.over == "all ranks of generation 1-1 have finished or are gone"
+    settings = Settings(store=StoreSettings(url=store.url))
+    answers = await ask(settings, "job")
+    assert answers.over == hint.over and answers.code() == WELL and not answers.concerns()
+    lines: list[str] = []
+    await asyncio.wait_for(_tell(settings, "job", True, lambda line: lines.append(line.kind)), DEADLINE_SECONDS)
+    assert lines == ["done"]
+    async with coordinator(store) as (_, address):
+        await _until_hint(store, address)
+        assert (await ask(settings, "job")).over == ""
 
 
 async def test_refusals(store):
