@@ -22,11 +22,9 @@ class ByteBudget:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self.give_back(count)
-            else:
-                self._waiting.remove((count, turn))
-                self._admit()
+            self._admit()
             raise
 
     def give_back(self, count: int) -> None:
@@ -37,6 +35,9 @@ class ByteBudget:
     def _admit(self) -> None:
         while self._waiting:
             count, turn = self._waiting[0]
+            if turn.cancelled():  # who waited hears of it only at its next turn of the loop
+                self._waiting.popleft()
+                continue
             if self._taken_bytes and self._taken_bytes + count > self._limit_bytes:
                 return
             self._waiting.popleft()

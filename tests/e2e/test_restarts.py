@@ -79,7 +79,9 @@ def renew(job: Job, name: str, how: signal.Signals, after_seconds: float) -> Non
     assert daemon is not None
     threading.Event().wait(after_seconds)
     daemon.signal(how)
-    assert daemon.wait(20) == (0 if how is signal.SIGTERM else -how)
+    code = daemon.wait(20)
+    said = [line.text for line in job.cluster.output if line.source == f"{name}-daemon"]
+    assert code == (0 if how is signal.SIGTERM else -how), "\n".join(said[-40:])
     job.node(name)
 
 

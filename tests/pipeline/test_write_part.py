@@ -241,3 +241,18 @@ async def test_a_failed_call_waits_for_the_others_and_drops_the_rest(pool: Threa
     with pytest.raises(ValueError, match="no"):
         await task
     assert len(begun) == len(ended) < 51
+
+
+async def test_bytes_given_back_in_the_very_turn_of_a_cancellation_go_to_the_next() -> None:
+    """Who was cancelled hears of it a turn later than the budget: a daemon that was told to stop in mid-drain failed by it."""
+    budget = ByteBudget(10)
+    await budget.take(10)
+    waiting = [asyncio.create_task(budget.take(10)) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    budget.give_back(10)
+    await asyncio.wait_for(waiting[1], 5)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+    budget.give_back(10)
+    await asyncio.wait_for(budget.take(10), 5)
