@@ -107,6 +107,7 @@ class Stager:
         self._not_before = 0.0
         self._lost_seconds: float | None = None  # since when the arena is without a daemon
         self._resuming: Pending | None = None
+        self._early: set[tuple[int, int]] = set()  # (layout, slot) that became free before the answer to Resume was read
         self._work = threading.Lock()  # never resumed while a slot is written
         self.ever_registered = False
         self.entered_seconds = 0.0  # when training was last stopped for us, on the monotonic clock
@@ -114,17 +115,25 @@ class Stager:
     def on_event(self, message: Message) -> None:
         """A slot is free again, or a snapshot has its outcome."""
         with self.changed:
-            if isinstance(message, Released) and message.layout == self._layout and 0 <= message.slot < _SLOTS:
-                self._free.add(message.slot)
-                self.changed.notify_all()
+            if isinstance(message, Released) and 0 <= message.slot < _SLOTS:
+                self._released(message)
             elif isinstance(message, (Durable, Aborted)) and message.step in self.handles:
                 self._settle(message.step, isinstance(message, Durable), getattr(message, "reason", None))
+
+    def _released(self, message: Released) -> None:
+        if message.layout == self._layout:
+            self._free.add(message.slot)
+            self.changed.notify_all()
+        elif self._lost_seconds is not None:
+            # Said right after the answer to Resume, which the training thread has not looked at yet.
+            self._early.add((message.layout, message.slot))
 
     def on_lost(self) -> None:
         """The daemon is gone. What lies in the arena is its successor's to say; of what lay in earlier ones nobody knows."""
         with self.changed:
             self._pending, self._resuming, self._layout, self._not_before = None, None, -1, 0.0
             self._free.clear()
+            self._early.clear()
             if self.session.closed:
                 self.arena = None
             self._lost_seconds = time.monotonic() if self.arena is not None else None
@@ -173,7 +182,10 @@ class Stager:
             if not isinstance(reply, Resumed):
                 raise ProtocolError(f"the daemon answered Resume with {type(reply).__name__}")
             with self.changed:
-                self._layout, self._free, self._lost_seconds = reply.layout, {i for i in reply.free if 0 <= i < _SLOTS}, None
+                early = {slot for layout, slot in self._early if layout == reply.layout}
+                self._free = {slot for slot in reply.free if 0 <= slot < _SLOTS} | early
+                self._early.clear()
+                self._layout, self._lost_seconds = reply.layout, None
                 for step, slot in [(step, slot) for step, (_, slot) in self._where.items() if slot in self._free]:
                     # The lost daemon may have heard the outcome, and freed the slot, without having told us.
                     self._settle(step, arena.durable_step(slot) == step, _UNKNOWN)
@@ -190,6 +202,7 @@ class Stager:
             for step, _ in where:
                 self._settle(step, step in durable, f"{_UNKNOWN}: {reason}")
             self.arena, self._lost_seconds = None, None
+            self._early.clear()
             self.changed.notify_all()
         for step, _ in where:
             if step not in durable:

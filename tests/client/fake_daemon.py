@@ -68,6 +68,7 @@ class FakeDaemon:
         self.registrations = self.resumed = 0
         self.arenas: dict[str, tuple[Arena, list[m.Item]]] = {}
         self.keep_slots = self.keep_open = False
+        self.lets_go = False  # of what it finds sealed, right after the answer to Resume
         self.itemsize: dict[str, int] = {}
         self._lock = threading.RLock()
         path.unlink(missing_ok=True)
@@ -162,8 +163,8 @@ class FakeDaemon:
         self.registrations += 1
         trainer.layout = self.registrations
         trainer.arena.write_schedule(Schedule(self.generation, *self.schedule))
-        trainer.connection.send(m.Registered(message.id, trainer.layout, shape.total_bytes), (fd,))
         self.arenas[trainer.arena.id] = (trainer.arena, message.items)
+        trainer.connection.send(m.Registered(message.id, trainer.layout, shape.total_bytes), (fd,))
         os.close(fd)
 
     def _resume(self, trainer: Trainer, message: m.Resume) -> None:
@@ -184,6 +185,8 @@ class FakeDaemon:
             self._all_sealed(step)
         free = [index for index in range(trainer.arena.slots) if index not in busy]
         trainer.connection.send(m.Resumed(message.id, trainer.layout, free))
+        while self.lets_go and trainer.held:
+            trainer.connection.send(m.Released(trainer.layout, trainer.held.pop()))
 
     def _world(self, trainer: Trainer) -> list[Trainer]:
         return [t for t in self.trainers if t.hello.world_key == trainer.hello.world_key]

@@ -346,6 +346,22 @@ def test_a_daemon_that_vanishes_and_comes_back(
     back.stop()
 
 
+def test_a_slot_that_becomes_free_right_after_the_answer_to_resume_is_not_lost(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are there before the training thread looks. What is lost here is lost for ever; without slots nothing is saved."""
+    ckpt, handle = left_alone(daemon, monkeypatch)
+    back = FakeDaemon(daemon.path, (2, 2))
+    back.generation, back.arenas, back.lets_go = daemon.generation, daemon.arenas, True
+    stager = ckpt._stager
+    until(lambda: ckpt._session.poll() or ckpt._session.connected)
+    assert not stager.resume(wait=False) or stager._free == {0, 1}
+    until(lambda: back.resumed == 1 and not handle.open)  # heard by the reader's thread, and what follows
+    until(lambda: stager.resume(wait=False) and stager._free == {0, 1})
+    ckpt.close()
+    back.stop()
+
+
 @pytest.mark.parametrize("knows_the_arena", [True, False])
 def test_a_commit_that_a_lost_daemon_could_not_tell_of_is_known(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, knows_the_arena: bool
