@@ -45,6 +45,8 @@ _BAD_SETTINGS, _JOB_IN_USE = 2, 3  # exit codes of `ckptd`
 
 _AGENT = "CKPTD_FORK_SERVER_OF"  # the agent's process id, for the fork server to recognize its parent by
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_ANYHOW_SECONDS = 5.0  # from a signal to the end, should nothing come of it
+_ending = threading.Event()
 
 # What a worker imports anyway. Loaded once, in the fork server; nothing here may start threads or touch a device.
 _PRELOAD = [
@@ -140,6 +142,7 @@ def main() -> None:
         _say(str(error))
         code = 2
     finally:
+        _ending.set()
         for server in reversed(servers):  # the coordinator commits what the daemon still uploads: it goes last
             server.stop(_DRAIN_SECONDS)
     sys.exit(code)
@@ -267,7 +270,15 @@ def _die_with_parent() -> None:
 
 
 def _end_by_signal(number: int, _frame: FrameType | None) -> None:
+    # Python drops what is raised in a destructor or in a callback of C code, of which torch's import has many. Then nobody
+    # would end us; servers and workers follow us, however we end.
+    threading.Thread(target=_end_anyhow, args=(number,), name="ckptd-end", daemon=True).start()
     raise SystemExit(128 + number)
+
+
+def _end_anyhow(number: int) -> None:
+    if not _ending.wait(_ANYHOW_SECONDS):
+        os._exit(128 + number)
 
 
 def _say(text: str) -> None:

@@ -61,7 +61,19 @@ def tls(tmp_path: Path) -> Tls:
 
 
 async def code_of(stub: rpc.CoordinatorStub, method: Any) -> grpc.StatusCode:
-    """How a call ends that says nothing (or an empty request)."""
+    """How a call ends that says nothing (or an empty request).
+
+    gRPC says INTERNAL where a stream is refused while its first message is still being sent: then nobody was told why, and it
+    is asked again.
+    """
+    for _ in range(20):
+        code = await _code_of(stub, method)
+        if code is not grpc.StatusCode.INTERNAL or not method.client_streaming:
+            return code
+    return code
+
+
+async def _code_of(stub: rpc.CoordinatorStub, method: Any) -> grpc.StatusCode:
     request = getattr(pb, method.input_type.name)()
     call = getattr(stub, method.name)
     try:

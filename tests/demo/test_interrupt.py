@@ -16,6 +16,16 @@ from tests.launch.processes import launched
 SCRIPT = Path(__file__).with_name("small_gpt.py")
 
 
+def said_of(pid: int) -> str:
+    """What a process is, and what it waits for."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        status = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(("State", "PPid"))]
+        return f"{pid} {command[:300]} {' '.join(status)} {Path(f'/proc/{pid}/wchan').read_text()}"
+    except OSError:
+        return f"{pid} which has ended just now"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left(tmp_path_factory: pytest.TempPathFactory, number: signal.Signals) -> None:
     directory = tmp_path_factory.mktemp("d")  # short: sockets lie in it
@@ -35,7 +45,8 @@ def test_nothing_is_left(tmp_path_factory: pytest.TempPathFactory, number: signa
     deadline = time.monotonic() + 60
     while pids_with("TMPDIR", str(directory)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert pids_with("TMPDIR", str(directory)) == []
+    left = [said_of(pid) for pid in pids_with("TMPDIR", str(directory))]
+    assert left == []
     [place] = directory.glob("ckptd-demo-*")
     assert list(Path("/dev/shm").glob(f"{memory_prefix(place)}*/*.arena")) == []
     assert "Traceback" not in "\n".join(demo.seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -111,3 +112,26 @@ def _descendants(pid: int) -> set[int]:
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return found - {pid}
+
+
+_LOST = """
+import os, signal, sys, time
+from ckptd_client import run
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)  # the handler runs in here, and what it raises is dropped
+
+signal.signal(signal.SIGTERM, run._end_by_signal)
+Dropped()
+print("on it goes", flush=True)
+signal.pause()
+"""
+
+
+def test_a_signal_whose_exception_is_dropped_ends_it_anyhow() -> None:
+    """As may happen in the middle of torch's import: an agent that nobody ends waits for its daemon for ten minutes."""
+    done = subprocess.run([sys.executable, "-c", _LOST], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "on it goes\n" and "Exception ignored in" in done.stderr
+    assert done.returncode == 128 + signal.SIGTERM
