@@ -35,13 +35,19 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
-def encode(raw: memoryview, codec: Codec) -> tuple[int, Buffer]:
-    """(codec id, stored bytes) of a frame's raw bytes. With id RAW, and only then, the stored bytes are ``raw`` itself."""
+def encode_into(raw: memoryview, dtype: str, codec: Codec, room: memoryview) -> tuple[int, int]:
+    """(codec id, number of stored bytes) of a frame's raw bytes, which are whole elements of ``dtype``.
+
+    The stored bytes, never more than the raw ones, are at the start of ``room``, which has at least ``raw.nbytes`` and doesn't
+    overlap ``raw``; what follows them there is undefined. Both are contiguous bytes.
+    """
     if codec == "zstd" and _may_gain(raw):
         stored = _contexts.compressor.compress(raw)
         if len(stored) <= raw.nbytes * (1 - _GAIN):
-            return ZSTD, stored
-    return RAW, raw
+            room[: len(stored)] = stored
+            return ZSTD, len(stored)
+    room[: raw.nbytes] = raw
+    return RAW, raw.nbytes
 
 
 def _may_gain(raw: memoryview) -> bool:

@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from ckptd.codec.frames import Codec, encode
+from ckptd.codec.frames import Codec, encode_into
 from ckptd.codec.hash import Buffer, frame_hash
 from ckptd.errors import ConfigError, ProtocolError
 from ckptd.model.columns import MAX_NAME_BYTES, Array
@@ -175,10 +175,12 @@ class _Upload:
         views: list[Buffer] = [self._slots[piece.source][piece.start : piece.start + piece.count] for piece in frame.pieces]
         raw_hash = frame_hash(views)
         if self._codec != "raw":
-            raw = views[0] if len(views) == 1 else b"".join(views)
-            codec_id, stored = encode(memoryview(raw), self._codec)
+            raw = memoryview(views[0] if len(views) == 1 else b"".join(views))
+            room = memoryview(bytearray(frame.raw_bytes))
+            codec_id, stored_bytes = encode_into(raw, frame.pieces[0].dtype, self._codec, room)
             if codec_id != RAW:
-                return _Encoded([stored], codec_id, len(stored), raw_hash, frame_hash([stored]))
+                stored = room[:stored_bytes]
+                return _Encoded([stored], codec_id, stored_bytes, raw_hash, frame_hash([stored]))
         return _Encoded(views, RAW, frame.raw_bytes, raw_hash, raw_hash)
 
 
