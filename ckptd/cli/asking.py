@@ -24,7 +24,7 @@ from ckptd.model.keys import log_key, manifest_key
 from ckptd.model.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from ckptd.rpc.access import Access, read_authorities, read_token
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 from ckptd_client.messages import PROTOCOL_VERSION, StatusAsk, StatusInfo
 from ckptd_client.wire import dial
 
@@ -115,7 +115,7 @@ async def _read_log(store: Store, job: str) -> LogView:
 async def read_manifest(store: Store, job: str, entry: CatalogEntry) -> Manifest | None:
     """None when it is gone, as that of a retired commit may be, or damaged."""
     try:
-        return decode_manifest(await store.get(manifest_key(job, entry.manifest), 0, MAX_MANIFEST_BYTES + 1))
+        return decode_manifest(await get_small(store, manifest_key(job, entry.manifest), MAX_MANIFEST_BYTES))
     except (NotFoundError, CorruptError):
         return None
 

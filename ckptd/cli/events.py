@@ -25,7 +25,7 @@ from ckptd.model.keys import log_key
 from ckptd.model.records import MAX_RECORD_BYTES, Abort, Body, Commit, Epoch, Forget, Pin, Quarantine, Retire, Unpin, decode
 from ckptd.rpc.access import Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 
 RETRY_SECONDS: Final = 1.0
 FROM_LOG: Final = 200
@@ -156,7 +156,7 @@ async def _from_log_instead(store: Store | None, job: str, reason: str, say: Cal
     tail = (await CommitLog(store, job).load()).tail
     for seq in range(max(0, tail - FROM_LOG + 1), tail + 1):
         key = log_key(job, seq)
-        record = decode(seq, await store.get(key, 0, MAX_RECORD_BYTES + 1))
+        record = decode(seq, await get_small(store, key, MAX_RECORD_BYTES))
         kind, text = _in_words(record.body)
         say(Line((await store.info(key)).modified_seconds, kind, f"{text} (record {seq})"))
 

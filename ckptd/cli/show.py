@@ -27,7 +27,7 @@ from ckptd.model.dtypes import OBJECT
 from ckptd.model.keys import log_key
 from ckptd.model.records import MAX_RECORD_BYTES, Quarantine, decode
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 
 _LARGEST: Final = 10
 _PROGRESS: Final = "ckptd.progress"  # the client's own object: how far the training was
@@ -101,7 +101,7 @@ async def _ended(store: Store, job: str, state: State, entry: CatalogEntry) -> s
     if commit.quarantined_at is None:
         return ""
     seq = commit.quarantined_at
-    body = decode(seq, await store.get(log_key(job, seq), 0, MAX_RECORD_BYTES + 1)).body
+    body = decode(seq, await get_small(store, log_key(job, seq), MAX_RECORD_BYTES)).body
     return f"quarantined by record {seq}" + (f": {body.reason}" if isinstance(body, Quarantine) else "")
 
 

@@ -37,7 +37,7 @@ from ckptd.model.keys import (
 )
 from ckptd.model.manifest import MAX_MANIFEST_BYTES, decode_manifest
 from ckptd.model.records import is_hash
-from ckptd.store.base import ObjectInfo, Store
+from ckptd.store.base import ObjectInfo, Store, get_small
 from ckptd.store.keys import is_key
 
 T = TypeVar("T")
@@ -250,7 +250,7 @@ def _parsed(parse: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
 
 async def _whose(store: Store, job: str, manifest: str) -> Attempt | None:
     try:
-        return decode_manifest(await store.get(manifest_key(job, manifest), 0, MAX_MANIFEST_BYTES + 1)).attempt
+        return decode_manifest(await get_small(store, manifest_key(job, manifest), MAX_MANIFEST_BYTES)).attempt
     except (NotFoundError, CorruptError):
         return None
 

@@ -13,7 +13,7 @@ from typing import Final
 from ckptd.errors import CorruptError, NotFoundError
 from ckptd.model.keys import leader_key
 from ckptd.model.records import FORMAT_VERSION, MAX_NUMBER, canonical, clean_reason, parse_canonical
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 
 MAX_HINT_BYTES: Final = 8192  # 500 characters of ``over``, escaped, and the rest
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}:[0-9]{1,5}")
@@ -49,7 +49,7 @@ def decode_hint(data: bytes) -> LeaderHint:
 async def read_hint(store: Store, job: str) -> LeaderHint | None:
     """The hint as it stands; None when there is none, or none that can be read (it is only a hint). Raises store errors."""
     try:
-        return decode_hint(await store.get(leader_key(job), 0, MAX_HINT_BYTES + 1))
+        return decode_hint(await get_small(store, leader_key(job), MAX_HINT_BYTES))
     except (NotFoundError, CorruptError):
         return None
 

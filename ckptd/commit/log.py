@@ -33,7 +33,7 @@ from ckptd.errors import (
 from ckptd.model.ids import check_job
 from ckptd.model.keys import latest_key, log_key, log_prefix, state_key
 from ckptd.model.records import MAX_RECORD_BYTES, Body, Epoch, Office, Record, decode, digest, encode
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 
 Decide = Callable[[State], Body | None]
 """What to append after this state, or None: nothing is left to do. Asked again whenever another's record came first."""
@@ -190,7 +190,7 @@ class CommitLog:
             # nonce.
             trouble = error
         try:
-            return await self._store.get(key, 0, MAX_RECORD_BYTES + 1)
+            return await get_small(self._store, key, MAX_RECORD_BYTES)
         except NotFoundError:
             raise UnavailableError(f"neither written nor taken: {trouble}") from trouble
 
@@ -275,5 +275,5 @@ class CommitLog:
     async def _get(self, key: str, limit_bytes: int, effort: Effort) -> bytes | None:
         """The object, cut off one byte after its limit (so that its parser refuses it); None if there is none."""
         with suppress(NotFoundError):
-            return await effort(lambda: self._store.get(key, 0, limit_bytes + 1))
+            return await effort(lambda: get_small(self._store, key, limit_bytes))
         return None

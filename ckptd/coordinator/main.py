@@ -29,9 +29,9 @@ from ckptd.errors import CkptdError, ConfigError, OfficeLostError
 from ckptd.metrics import serve_metrics
 from ckptd.model.ids import check_job
 from ckptd.model.keys import log_key
-from ckptd.model.records import digest
+from ckptd.model.records import MAX_RECORD_BYTES, digest
 from ckptd.rpc.access import OPEN, UNGUARDED, Access, Guard
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 from ckptd.store.metered import MeteredStore
 from ckptd.store.open import check_store
 from ckptd.store.probe import probe
@@ -80,7 +80,7 @@ async def run_coordinator(
     log = CommitLog(store, job, Patience(deadline_seconds=LOG_PATIENCE_SECONDS))
     await log.load()
     office = await take_office(log)
-    genesis = digest(await store.get(log_key(job, 0))).encode()
+    genesis = digest(await get_small(store, log_key(job, 0), MAX_RECORD_BYTES)).encode()
     committer = Committer(log, office)
     worker = LogWorker(log, committer, assemble or assembler(store, job), confirmer(store, job), clock)
     woken = asyncio.Event()

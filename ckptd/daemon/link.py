@@ -16,11 +16,12 @@ from ckptd.commit.leader import read_hint
 from ckptd.daemon.node import Node
 from ckptd.errors import CkptdError, ConfigError, NotFoundError, UnavailableError
 from ckptd.model.keys import log_key
-from ckptd.model.records import digest
+from ckptd.model.records import MAX_RECORD_BYTES, digest
 from ckptd.rpc import PROTOCOL_VERSION
 from ckptd.rpc.access import Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1.coordinator_pb2_grpc import CoordinatorStub
+from ckptd.store.base import get_small
 
 _log = structlog.get_logger(__name__)
 TOPIC = "coordinator"
@@ -172,7 +173,7 @@ class Link:
     async def _check_store(self, welcome: pb.Welcome) -> None:
         """Both must look at the same log, or nothing that this daemon uploads would ever be found."""
         try:
-            mine = digest(await self._node.store.get(log_key(self._job, 0)))
+            mine = digest(await get_small(self._node.store, log_key(self._job, 0), MAX_RECORD_BYTES))
         except NotFoundError:
             mine = ""
         if mine != welcome.genesis.decode("ascii", "replace"):

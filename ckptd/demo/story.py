@@ -19,9 +19,9 @@ from ckptd.demo.process import DemoError, Output, Process
 from ckptd.demo.verdict import Step, judge, read_steps, stretches
 from ckptd.demo.watch import ended_world
 from ckptd.model.keys import log_key, manifest_key
-from ckptd.model.manifest import decode_manifest
+from ckptd.model.manifest import MAX_MANIFEST_BYTES, decode_manifest
 from ckptd.model.records import MAX_RECORD_BYTES, decode
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 
 _TRAIN_SECONDS = 90.0
 _END_SECONDS = 120.0
@@ -233,7 +233,7 @@ class Story:
         problems = judge(steps, reference, _newest_before(commits, steps), self._options.total_steps)
         problems += self._left_behind()
         keys = [manifest_key(self.job, entry.manifest) for entry in live]
-        manifests = [decode_manifest(asyncio.run(self._store.get(key))) for key in keys]
+        manifests = [decode_manifest(asyncio.run(get_small(self._store, key, MAX_MANIFEST_BYTES))) for key in keys]
         return Report(
             problems=problems,
             losses=self._losses,
@@ -261,7 +261,7 @@ async def _read_commits(store: Store, job: str) -> tuple[list[Entry], list[Entry
     """(every commit that counted, those that are live), from the records themselves: the folded state forgets."""
     state, commits = EMPTY, []
     for seq in range((await CommitLog(store, job).load()).tail + 1):
-        state, _ = fold(state, decode(seq, await store.get(log_key(job, seq), 0, MAX_RECORD_BYTES + 1)))
+        state, _ = fold(state, decode(seq, await get_small(store, log_key(job, seq), MAX_RECORD_BYTES)))
         if seq in state.commits:
             commits.append(state.commits[seq])
     return commits, [entry for entry in state.commits.values() if entry.live]

@@ -17,7 +17,7 @@ from ckptd.model.manifest import MAX_MANIFEST_BYTES, Manifest, ObjectRef, decode
 from ckptd.model.records import digest
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan_objects
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 from ckptd_client.messages import Copy
 
 
@@ -121,9 +121,9 @@ async def _get_ref(store: Store, what: str, key: str, ref: ObjectRef) -> bytes:
 
 
 async def _get(store: Store, what: str, key: str, name: str, limit_bytes: int) -> bytes:
-    """An object named by its content. One byte more than the limit is asked for, so that a longer one can't pass."""
+    """An object named by its content."""
     try:
-        body = await store.get(key, 0, limit_bytes + 1)
+        body = await get_small(store, key, limit_bytes)
     except NotFoundError:
         raise CorruptError(f"the {what} of a checkpoint is missing key={key}") from None
     if len(body) > limit_bytes or digest(body) != name:

@@ -23,7 +23,7 @@ from ckptd.pipeline.threads import tasks
 from ckptd.restore.checkpoint import Checkpoint, check_entry, open_index, open_layout, open_manifest
 from ckptd.restore.fetch import check_stored, coalesce, decode_frame
 from ckptd.restore.plan import FrameRead, frame_reads
-from ckptd.store.base import Store
+from ckptd.store.base import Store, get_small
 
 READ_BYTES: Final = 8 << 20  # of one range; with the concurrency it bounds the memory
 MAX_BAD: Final = 1000  # objects named per checkpoint
@@ -93,7 +93,7 @@ async def verify_log(store: Store, job: str, state: State, records: int, concurr
 
 async def _record(store: Store, job: str, seq: int) -> bytes | None:
     try:
-        return await store.get(log_key(job, seq), 0, MAX_RECORD_BYTES + 1)
+        return await get_small(store, log_key(job, seq), MAX_RECORD_BYTES)
     except NotFoundError:
         return None
 

@@ -42,8 +42,11 @@ class Store(Protocol):
         """
         ...
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes [start, end) of the object, fewer if it ends before. Raises NotFoundError."""
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
+        """Return bytes [start, end) of the object, fewer if it ends before. Raises NotFoundError.
+
+        What comes is the caller's alone, and may be a view of the memory into which the body was received: it is not copied.
+        """
         ...
 
     async def info(self, key: str) -> ObjectInfo:
@@ -67,3 +70,11 @@ class Store(Protocol):
     async def close(self) -> None:
         """Give back connections and threads."""
         ...
+
+
+async def get_small(store: Store, key: str, limit_bytes: int) -> bytes:
+    """Return the object as bytes, cut off one byte after ``limit_bytes`` so that its parser refuses a longer one.
+
+    Raises NotFoundError and what the store raises.
+    """
+    return bytes(await store.get(key, 0, limit_bytes + 1))

@@ -55,7 +55,7 @@ class DirectoryStore:
         check_create_body(memoryview(data).nbytes)
         await self._threads.run(lambda: self._write(path, key, data, _link))
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         check_range(start, end)
         path = self._path(key)
         return await self._threads.run(lambda: self._read(path, key, start, end))

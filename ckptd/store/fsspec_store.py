@@ -82,7 +82,7 @@ class FsspecStore:
             raise UnsafeStoreError(f"this file system can't refuse a second create of one key: store={self._url}")
         await self._call("create", key, len(body), "pipe_file", path, body, mode="create", **self._one_request)
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         check_range(start, end)
         if start == end:
             await self.info(key)

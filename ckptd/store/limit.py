@@ -76,7 +76,7 @@ class LimitedStore:
         async with self._calls:
             await self._inner.create(key, data)
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         async with self._calls:
             return await self._inner.get(key, start, end)
 

@@ -65,7 +65,7 @@ class MeteredStore:
         await self._counted("create", lambda: self._inner.create(key, data))
         self._metrics.written.inc(memoryview(data).nbytes)
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         body = await self._counted("get", lambda: self._inner.get(key, start, end))
         self._metrics.read.inc(len(body))
         return body

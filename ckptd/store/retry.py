@@ -76,7 +76,7 @@ class RetryingStore:
     async def create(self, key: str, data: Bytes) -> None:
         await self._inner.create(key, data)
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         return await self._retrying(READS, lambda: self._inner.get(key, start, end))
 
     async def info(self, key: str) -> ObjectInfo:

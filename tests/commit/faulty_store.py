@@ -47,7 +47,7 @@ class FaultyStore:
 
         await self._do(land)
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         self.gets += 1
         await self._turns()
         if self._rng.random() < self.faults:

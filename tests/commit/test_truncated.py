@@ -18,7 +18,7 @@ from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.errors import CorruptError, LogTruncatedError
 from ckptd.model.keys import latest_key, log_key, state_key
 from ckptd.model.records import decode
-from ckptd.store.base import Store
+from ckptd.store.base import Bytes, Store
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.open import open_store
 from tests.commit.faulty_store import FaultyStore
@@ -32,7 +32,7 @@ class Counting(DirectoryStore):
 
     gets = lists = 0
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         self.gets += 1
         return await super().get(key, start, end)
 

@@ -10,6 +10,7 @@ import pytest
 from ckptd.commit.leader import read_hint
 from ckptd.coordinator.leader import announce
 from ckptd.errors import StoreConfigError, StoreError, UnavailableError
+from ckptd.store.base import Bytes
 from ckptd.store.directory import DirectoryStore
 
 
@@ -20,7 +21,7 @@ class Moody(DirectoryStore):
         super().__init__(root)
         self._trouble, self._left = trouble, 3
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         self._left -= 1
         if self._left >= 0:
             raise self._trouble

@@ -14,6 +14,7 @@ from ckptd.coordinator.durable import LogWorker, Quarantined
 from ckptd.coordinator.enact import QuarantineJob
 from ckptd.errors import UnavailableError
 from ckptd.pipeline.write import WriteOptions
+from ckptd.store.base import Bytes
 from ckptd.store.directory import DirectoryStore
 from tests.coordinator.test_fruitless import Two
 from tests.restore.states import ATTEMPT, JOB, save
@@ -23,7 +24,7 @@ from tests.restore.test_damage import slots
 class Away(DirectoryStore):
     away = False
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         if self.away and "/data/" in key:
             raise UnavailableError("no route")
         return await super().get(key, start, end)

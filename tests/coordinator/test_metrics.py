@@ -12,6 +12,7 @@ from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.errors import AlreadyExistsError, NotFoundError
 from ckptd.model.ids import Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd.store.base import Bytes
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.metered import MeteredStore, StoreMetrics
 from tests.coordinator.harness import Bench, HandClock
@@ -69,7 +70,7 @@ class StuckStore(DirectoryStore):
         super().__init__(root)
         self.free = asyncio.Event()
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         await self.free.wait()
         return await super().get(key, start, end)
 

@@ -11,7 +11,7 @@ from chaos.minio import SECRET_KEY, MinioServer
 from chaos.server import free_port
 from ckptd.errors import AlreadyExistsError, NotFoundError, StoreConfigError, StoreError, UnavailableError
 from ckptd.store import fsspec_store
-from ckptd.store.base import Store
+from ckptd.store.base import Bytes, Store
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.fsspec_store import FsspecStore
 from ckptd.store.open import check_store, open_store
@@ -166,7 +166,7 @@ async def test_a_frozen_server_is_unavailable_in_time(own_minio: MinioServer, mo
 
 async def test_a_store_that_gives_back_other_bytes_is_refused(minio: MinioServer, minio_url: str) -> None:
     class Garbling(FsspecStore):
-        async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
             return (await super().get(key, start, end))[::-1]
 
     store: Store = Garbling(minio_url, minio.storage_options)

@@ -44,7 +44,7 @@ class FlakyStore(DirectoryStore):
         self._maybe_fail()
         await super().create(key, data)
 
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
         self._maybe_fail()
         return await super().get(key, start, end)
 
