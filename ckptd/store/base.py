@@ -11,6 +11,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 Bytes = bytes | bytearray | memoryview
+Body = Bytes | Sequence[Bytes]
+"""An object's bytes, or pieces which make it up in a row: what lies scattered needn't be joined to be sent."""
+
+
+def pieces_of(body: Body) -> Sequence[Bytes]:
+    """One or more pieces, whose bytes in a row are the body."""
+    return [body] if isinstance(body, Bytes) else body
+
+
+def size_of(body: Body) -> int:
+    """In bytes."""
+    return sum(memoryview(piece).nbytes for piece in pieces_of(body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +42,12 @@ class Store(Protocol):
         """The place in words, without credentials: for messages and logs."""
         ...
 
-    async def put(self, key: str, data: Bytes) -> None:
-        """Write the whole object, atomically; replaces what was there. Durable when it returns."""
+    async def put(self, key: str, data: Body) -> None:
+        """Write the whole object, atomically; replaces what was there. Durable when it returns.
+
+        A driver reads ``data`` through the buffer protocol only, and lets go of it when nothing of the call reads it any more,
+        be it after a cancellation or a timeout: that tells its owner when the memory may be written again.
+        """
         ...
 
     async def create(self, key: str, data: Bytes) -> None:

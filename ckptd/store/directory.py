@@ -17,7 +17,7 @@ from ckptd.errors import (
     UnavailableError,
     UnsafeStoreError,
 )
-from ckptd.store.base import Bytes, ObjectInfo
+from ckptd.store.base import Body, Bytes, ObjectInfo, pieces_of
 from ckptd.store.keys import check_create_body, check_directory, check_key, check_prefix, check_range
 from ckptd.store.threads import StoreThreads
 
@@ -46,7 +46,7 @@ class DirectoryStore:
     def url(self) -> str:
         return f"file://{self._root}"
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         path = self._path(key)
         await self._threads.run(lambda: self._write(path, key, data, os.replace))
 
@@ -83,7 +83,7 @@ class DirectoryStore:
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
-    def _write(self, path: Path, key: str, data: Bytes, publish: Callable[[Path, Path], None]) -> None:
+    def _write(self, path: Path, key: str, data: Body, publish: Callable[[Path, Path], None]) -> None:
         for tries_left in (2, 1, 0):
             try:
                 self._write_once(path, data, publish)
@@ -94,7 +94,7 @@ class DirectoryStore:
             except OSError as error:
                 raise self._translated(error, "write", key) from error
 
-    def _write_once(self, path: Path, data: Bytes, publish: Callable[[Path, Path], None]) -> None:
+    def _write_once(self, path: Path, data: Body, publish: Callable[[Path, Path], None]) -> None:
         temporary = path.parent / f".tmp-{secrets.token_hex(16)}"
         self._check_root()
         try:
@@ -258,12 +258,13 @@ class _LinkError(OSError):
     """link() is not to be had on this file system."""
 
 
-def _write_new(path: Path, data: Bytes) -> None:
+def _write_new(path: Path, data: Body) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        rest = memoryview(data).cast("B")
-        while rest.nbytes:
-            rest = rest[os.write(descriptor, rest) :]
+        for piece in pieces_of(data):
+            rest = memoryview(piece).cast("B")
+            while rest.nbytes:
+                rest = rest[os.write(descriptor, rest) :]
         _sync(descriptor)
     finally:
         os.close(descriptor)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.errors import ConfigError
-from ckptd.store.base import Bytes, ObjectInfo, Store
+from ckptd.store.base import Body, Bytes, ObjectInfo, Store, size_of
 
 
 class TokenBucket:
@@ -66,7 +66,7 @@ class LimitedStore:
     def url(self) -> str:
         return self._inner.url
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         await self._pay(data)
         async with self._calls:
             await self._inner.put(key, data)
@@ -102,7 +102,7 @@ class LimitedStore:
     async def close(self) -> None:
         await self._inner.close()
 
-    async def _pay(self, data: Bytes) -> None:
+    async def _pay(self, data: Body) -> None:
         # Before a place among the calls is taken: reads must not wait for upload bandwidth.
         if self._upload_bytes is not None:
-            await self._upload_bytes.take(memoryview(data).nbytes)
+            await self._upload_bytes.take(size_of(data))

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.errors import AlreadyExistsError, NotFoundError, StoreConfigError, StoreError, UnavailableError
-from ckptd.store.base import Bytes, ObjectInfo, Store
+from ckptd.store.base import Body, Bytes, ObjectInfo, Store, size_of
 
 T = TypeVar("T")
 HANGING_SECONDS: Final = 20.0  # more than a segment takes on a link that is of any use
@@ -57,9 +57,9 @@ class MeteredStore:
     def url(self) -> str:
         return self._inner.url
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         await self._counted("put", lambda: self._inner.put(key, data))
-        self._metrics.written.inc(memoryview(data).nbytes)
+        self._metrics.written.inc(size_of(data))
 
     async def create(self, key: str, data: Bytes) -> None:
         await self._counted("create", lambda: self._inner.create(key, data))

@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
 from ckptd.errors import ConfigError, UnavailableError
-from ckptd.store.base import Bytes, ObjectInfo, Store
+from ckptd.store.base import Body, Bytes, ObjectInfo, Store
 from ckptd.store.limit import TokenBucket
 from ckptd.troubles import Troubles
 
@@ -70,7 +70,7 @@ class RetryingStore:
     def url(self) -> str:
         return self._inner.url
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         await self._retrying(WRITES, lambda: self._inner.put(key, data))
 
     async def create(self, key: str, data: Bytes) -> None:

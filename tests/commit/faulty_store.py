@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 
 from ckptd.errors import AlreadyExistsError, NotFoundError, UnavailableError
-from ckptd.store.base import Bytes, ObjectInfo
+from ckptd.store.base import Body, Bytes, ObjectInfo, pieces_of
 
 
 class FaultyStore:
@@ -31,9 +31,9 @@ class FaultyStore:
         self._rng = rng or random.Random(0)
         self._late: set[asyncio.Task[None]] = set()
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         assert "/log/" not in key, "a log record must be created"
-        content = bytes(data)
+        content = b"".join(pieces_of(data))
         await self._do(lambda: self.objects.__setitem__(key, content))
 
     async def create(self, key: str, data: Bytes) -> None:

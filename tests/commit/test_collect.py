@@ -29,7 +29,7 @@ from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.keys import data_prefix, index_key, layout_key, manifest_key, segment_key
 from ckptd.model.manifest import Manifest, ObjectRef
 from ckptd.model.records import digest
-from ckptd.store.base import ObjectInfo
+from ckptd.store.base import Body, ObjectInfo, pieces_of
 from ckptd.store.retry import RetryingStore, RetrySettings
 from tests.clock import FakeClock
 from tests.commit import oracle
@@ -50,8 +50,8 @@ class WatchedStore(FaultyStore):
         self.deleted: Counter[str] = Counter()
         self.wrong: list[str] = []
 
-    async def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        content = bytes(data)
+    async def put(self, key: str, data: Body) -> None:
+        content = b"".join(pieces_of(data))
         await self._do(lambda: self._land(key, content))
 
     async def create(self, key: str, data: bytes | bytearray | memoryview) -> None:

@@ -19,7 +19,7 @@ from ckptd.model.part import Part
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.threads import in_threads
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
-from ckptd.store.base import Bytes
+from ckptd.store.base import Body, pieces_of, size_of
 from ckptd.store.directory import DirectoryStore
 from tests.restore.states import ATTEMPT, JOB, Slot
 from tests.waiting import eventually
@@ -35,16 +35,16 @@ class GatedStore(DirectoryStore):
         self.inside_bytes: list[int] = []
         self.most_bytes = self.most_puts = 0
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         self.keys.append(key)
-        self.inside_bytes.append(memoryview(data).nbytes)
+        self.inside_bytes.append(size_of(data))
         self.most_bytes = max(self.most_bytes, sum(self.inside_bytes))
         self.most_puts = max(self.most_puts, len(self.inside_bytes))
         try:
             await self.gate.wait()
             await super().put(key, data)
         finally:
-            self.inside_bytes.remove(memoryview(data).nbytes)
+            self.inside_bytes.remove(size_of(data))
 
 
 @pytest.fixture
@@ -145,22 +145,22 @@ async def test_a_cancel_during_a_put_does_not_wait_for_the_store(tmp_path: Path,
 
 
 async def test_what_is_put_is_a_copy_of_the_slot(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    given: list[Bytes] = []
+    given: list[Body] = []
 
     class Keeping(DirectoryStore):
-        async def put(self, key: str, data: Bytes) -> None:
+        async def put(self, key: str, data: Body) -> None:
             given.append(data)
 
     item = source(400)
     await write(Keeping(tmp_path), [item], OPTIONS, pool)
-    before = [bytes(data) for data in given]
+    before = [b"".join(pieces_of(data)) for data in given]
     item.slot[:] = bytes(item.slot.nbytes)
-    assert before == [bytes(data) for data in given] and any(any(data) for data in before)
+    assert before == [b"".join(pieces_of(data)) for data in given] and any(any(data) for data in before)
 
 
 async def test_the_stores_error_comes_out_as_it_is(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     class Failing(DirectoryStore):
-        async def put(self, key: str, data: Bytes) -> None:
+        async def put(self, key: str, data: Body) -> None:
             raise StoreConfigError("no such bucket")
 
     with pytest.raises(StoreConfigError, match="no such bucket"):

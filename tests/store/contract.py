@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import threading
 import time
+import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from ckptd.errors import AlreadyExistsError, NotFoundError
 from ckptd.store.base import Store
 from ckptd.store.open import check_store
 from ckptd.store.probe import probe
+from tests.waiting import eventually
 
 Stored = Callable[[str], bytes]
 
@@ -54,6 +58,22 @@ class StoreContract:
         await store.put("a/b/c", b"second")
         assert stored("a/b/c") == b"second"
         assert await store.get("a/b/c") == b"second"
+
+    async def test_pieces_are_put_in_a_row(self, store: Store, stored: Stored) -> None:
+        raw = memoryview(secrets.token_bytes(3 << 20))
+        await store.put("pieces", [raw[:1], raw[1:1], raw[1 : 1 << 20], bytearray(raw[1 << 20 :])])
+        assert stored("pieces") == raw
+        await store.put("pieces", [])
+        assert stored("pieces") == b""
+
+    async def test_what_was_put_is_let_go_of(self, store: Store) -> None:
+        """Who owns the memory knows by this when it may be written again."""
+        body = np.frombuffer(bytearray(secrets.token_bytes(1 << 20)), np.uint8)
+        gone = threading.Event()
+        weakref.finalize(body, gone.set)
+        await store.put("body", [memoryview(body)[:10], memoryview(body)[10:]])
+        del body
+        await eventually(gone.is_set, "the body let go of")
 
     async def test_every_kind_of_buffer_is_taken(self, store: Store, stored: Stored) -> None:
         raw = secrets.token_bytes(1000)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptd.errors import ConfigError
-from ckptd.store.base import Bytes
+from ckptd.store.base import Body
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.limit import LimitedStore, TokenBucket
 from tests.clock import FakeClock
@@ -23,7 +23,7 @@ class GatedStore(DirectoryStore):
         self.gate = asyncio.Event()
         self.inside = self.most_inside = 0
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
         await self.gate.wait()

@@ -17,7 +17,7 @@ from ckptd.errors import (
     UnavailableError,
     UnsafeStoreError,
 )
-from ckptd.store.base import Bytes, ObjectInfo
+from ckptd.store.base import Body, Bytes, ObjectInfo
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.retry import RetryingStore, RetrySettings
 from tests.clock import FakeClock
@@ -36,7 +36,7 @@ class FlakyStore(DirectoryStore):
         if self.coming:
             raise self.coming.pop(0)
 
-    async def put(self, key: str, data: Bytes) -> None:
+    async def put(self, key: str, data: Body) -> None:
         self._maybe_fail()
         await super().put(key, data)
 
