@@ -15,7 +15,7 @@ import numpy as np
 
 from chaos.content import Cells, Filler, Piece, layout, tensors
 from ckptd_client.arena import Arena
-from ckptd_client.capture import Collected, Plan, encode_objects
+from ckptd_client.capture import Plan
 from ckptd_client.errors import CkptdError, ResourceError, RestoreError, SaveError
 from ckptd_client.member import Member
 from ckptd_client.messages import (
@@ -37,6 +37,7 @@ from ckptd_client.restore import Targets
 from ckptd_client.schedule import Follower
 from ckptd_client.session import CLOSE_SECONDS, CONNECT_SECONDS, FRAME_SECONDS, REPORT_SECONDS, Session
 from ckptd_client.staging import Stager
+from ckptd_client.tree import Collected, Collector, Part
 from ckptd_client.typed import decode
 
 OWN = "standin.rank"
@@ -51,13 +52,13 @@ class WrongBytesError(RestoreError):
 class MadeUp(Plan):
     """A layout plan whose tensors are pieces of made-up content."""
 
-    def __init__(self, fillers: list[Filler], found: Collected, bodies: dict[str, bytes], rank: int) -> None:
-        self.structure = found.structure()
+    def __init__(self, fillers: list[Filler], found: Collected) -> None:
+        self.structure = found.structure
         self._offset = 0
         self.objects = [
             self._place(Item(fqn, "object", scope, "object", (), (), (), 0, 4096))
-            for fqn, scope, _ in found.objects
-            if scope == "rank" or rank == 0
+            for fqn, scope in found.structure.objects
+            if fqn in found.bodies
         ]
         self._fillers = [(filler, self._place(_item(filler.piece))) for filler in fillers]
         self.items = self.objects + [item for _, item in self._fillers]
@@ -66,17 +67,13 @@ class MadeUp(Plan):
     def drop_views(self) -> None:
         """There are none."""
 
-    def copy_into(self, arena: Arena, slot: int, found: Collected, bodies: dict[str, bytes]) -> list[int]:
+    def copy_into(self, arena: Arena, slot: int, found: Collected) -> list[int]:
         """Write the state after the step that ``found`` names."""
-        progress = found.objects[0][2]
-        assert isinstance(progress, dict)
+        step = decode(found.bodies[OWN])["step"]
         for filler, item in self._fillers:
             start = arena.slot_start(slot) + item.slot_offset
-            filler.fill(progress["step"], np.frombuffer(arena.map, item.dtype, item.sizes[0] * item.sizes[1], start))
-        place = arena.slot(slot)
-        for item in self.objects:
-            place[item.slot_offset : item.slot_offset + len(bodies[item.fqn])] = bodies[item.fqn]
-        return [len(bodies[item.fqn]) for item in self.objects]
+            filler.fill(step, np.frombuffer(arena.map, item.dtype, item.sizes[0] * item.sizes[1], start))
+        return self.copy_objects(arena, slot, found)
 
 
 def _item(piece: Piece) -> Item:
@@ -97,8 +94,8 @@ class Rank:
         self._session = Session(path, self.member.hello, self._event, self._stager.on_lost)
         self.member.session = self._stager.session = self._session
         self._follower = Follower(self.member, self._stager)
-        found = self._collected()
-        self._stager._plan = MadeUp(self._fillers, found, encode_objects(found, place.rank), place.rank)
+        self._collector = Collector(place.rank)
+        self._stager._plan = MadeUp(self._fillers, self._collected())
 
     def _event(self, message: Message) -> None:
         if isinstance(message, Durable):
@@ -109,7 +106,8 @@ class Rank:
     def _collected(self) -> Collected:
         step = self._follower.completed
         progress = {"step": step, "seed": self._seed, "position": step, "stream": None}
-        return Collected(objects=[(PROGRESS, "global", progress), (OWN, "rank", {"rank": self._place.rank, "step": step})])
+        own = {"rank": self._place.rank, "step": step}
+        return self._collector.collect([Part(PROGRESS, progress), Part(OWN, own, scope="rank")])
 
     def restore(self) -> int:
         """Restore and check every byte; the number of completed steps. Raises WrongBytesError and what the client raises."""
@@ -165,14 +163,13 @@ class Rank:
     def _scheduled(self, n: int) -> None:
         if not self._stager.resume(wait=False):
             return
-        if self._stager.arena is None and self._stager.ready(self._collected(), wait=False) is None:
+        if self._stager.arena is None and not self._stager.ready(self._collected(), wait=False):
             return
         if not self._follower.due(n) or n in self._stager.handles:
             return
         found = self._collected()
-        bodies = self._stager.ready(found, wait=True)
-        assert bodies is not None
-        if self._stager.stage(n, self.member.generation, found, bodies, wait=False) is None:
+        self._stager.ready(found, wait=True)
+        if self._stager.stage(n, self.member.generation, found, wait=False) is None:
             self._follower.miss(n, "no free slot")
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ckptd_client import rng
-from ckptd_client.capture import Collected, Part, Plan, check_objects, collect, encode_objects, part_of
+from ckptd_client.capture import Plan, part_of
 from ckptd_client.errors import (
     CkptdError,
     ConfigError,
@@ -35,6 +35,7 @@ from ckptd_client.schedule import Follower
 from ckptd_client.session import CLOSE_SECONDS, CONNECT_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Session
 from ckptd_client.staging import Handle, Stager
 from ckptd_client.stream import Stream
+from ckptd_client.tree import Collected, Collector, Part
 from ckptd_client.wire import default_socket, dial
 
 __all__ = ["Checkpointer", "Handle", "connect"]
@@ -51,6 +52,7 @@ class Checkpointer:
         self._path = path
         self._member = Member(place)
         self._stager = Stager(place)
+        self._collector = Collector(place.rank)
         self._session = Session(path, self._member.hello, self._stager.on_event, self._stager.on_lost)
         self._member.session = self._stager.session = self._session
         self._parts: dict[str, Any] = {}
@@ -101,9 +103,8 @@ class Checkpointer:
                 raise ConfigError(f"this name is taken; choose another part={name}")
             if not callable(getattr(thing, "state_dict", None)) or not callable(getattr(thing, "load_state_dict", None)):
                 raise ConfigError(f"a part needs state_dict() and load_state_dict() part={name} type={type(thing).__name__}")
-        found = collect([part_of(name, thing) for name, thing in {**self._parts, **parts}.items()])
-        check_objects(found)
-        Plan(found, encode_objects(found, self._place.rank), self._place.rank, self._place.world_size)
+        found = self._collector.collect([part_of(name, thing) for name, thing in {**self._parts, **parts}.items()])
+        Plan(found, self._place.rank, self._place.world_size)
         self._parts.update(parts)
 
     def restore(self) -> int:
@@ -191,15 +192,14 @@ class Checkpointer:
         found: Collected | None = None
         if self._stager.arena is None:
             found = self._collect()
-            if self._stager.ready(found, wait=False) is None:
+            if not self._stager.ready(found, wait=False):
                 return None
         due = self._follower.due(n)
         if not due or n in self._stager.handles:
             return self._stager.handles.get(n)
         found = found or self._collect()
-        bodies = self._stager.ready(found, wait=True)
-        assert bodies is not None
-        handle = self._stager.stage(n, self._member.generation, found, bodies, wait=False)
+        self._stager.ready(found, wait=True)
+        handle = self._stager.stage(n, self._member.generation, found, wait=False)
         if handle is None:
             self._follower.miss(n, "no free slot")
         return handle
@@ -209,9 +209,9 @@ class Checkpointer:
 
         progress = {"step": self._follower.completed, "seed": torch.initial_seed(), **self._stream.state()}
         if state is not None:
-            return collect([Part(PROGRESS, progress), Part(STATE, dict(state), whole=None)])
+            return self._collector.collect([Part(PROGRESS, progress), Part(STATE, dict(state), whole=None)])
         parts = [Part(PROGRESS, progress), Part(rng.FQN, rng.capture(), scope="rank")]
-        return collect(parts + [part_of(name, thing) for name, thing in self._parts.items()])
+        return self._collector.collect(parts + [part_of(name, thing) for name, thing in self._parts.items()])
 
     def steps(self, total: int) -> Iterator[int]:
         """Restore, then yield the steps to do, up to ``total``; saves as scheduled, and after the last one in any case."""
@@ -247,10 +247,9 @@ class Checkpointer:
         found = self._collect(state)
         try:
             self._member.join_or_refuse()
-            bodies = self._stager.ready(found, wait=True)
+            self._stager.ready(found, wait=True)
             self._follower.due(step)
-            assert bodies is not None
-            handle = self._stager.stage(step, self._member.generation, found, bodies, wait=True)
+            handle = self._stager.stage(step, self._member.generation, found, wait=True)
             assert handle is not None
             return handle
         except (DaemonUnavailableError, SaveError, ResourceError, ProtocolError, RestoreError) as error:

@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from ckptd_client.arena import Arena
-from ckptd_client.capture import Collected, Plan, check_objects, encode_objects
+from ckptd_client.capture import Plan
 from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, SaveError
 from ckptd_client.messages import (
     Aborted,
@@ -25,6 +25,7 @@ from ckptd_client.messages import (
 )  # fmt: skip
 from ckptd_client.place import Place
 from ckptd_client.session import AWAY_SECONDS, REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
+from ckptd_client.tree import Collected
 
 _SLOTS: Final = 2  # one is held until a newer snapshot is complete on all ranks, one is free to be written
 _REGISTER_AGAIN_SECONDS: Final = 30.0
@@ -208,19 +209,16 @@ class Stager:
             if step not in durable:
                 self.session.send(Missed(step, "its shared memory was lost with the daemon"))
 
-    def ready(self, found: Collected, wait: bool) -> dict[str, bytes] | None:
-        """See to a plan and an arena for this state; returns the encoded objects, or None while the arena is on its way."""
+    def ready(self, found: Collected, wait: bool) -> bool:
+        """See to a plan and an arena for this state; False while the arena is on its way."""
         if not self.resume(wait):
-            return None
-        bodies = encode_objects(found, self._place.rank)
-        if self._plan is None or self._plan.structure != found.structure() or not self._plan.fits(bodies):
-            check_objects(found)
-            self._plan = Plan(found, bodies, self._place.rank, self._place.world_size)
+            return False
+        plan = self._plan
+        if plan is None or not plan.fits(found):
+            self._plan = plan = Plan(found, self._place.rank, self._place.world_size)
             with self.changed:
                 self.arena, self._pending = None, None
-        if self.arena is None and not self._register(self._plan, wait or not self.ever_registered):
-            return None
-        return bodies
+        return self.arena is not None or self._register(plan, wait or not self.ever_registered)
 
     def _register(self, plan: Plan, wait: bool) -> bool:
         if self._pending is None:
@@ -253,7 +251,7 @@ class Stager:
         self.ever_registered = True
         return True
 
-    def stage(self, step: int, generation: Gen, found: Collected, bodies: dict[str, bytes], wait: bool) -> Handle | None:
+    def stage(self, step: int, generation: Gen, found: Collected, wait: bool) -> Handle | None:
         """Copy the state into a free slot and seal it; None when no slot is free and ``wait`` is False."""
         with self._work:
             with self.changed:
@@ -268,7 +266,7 @@ class Stager:
                         raise SaveError(f"no slot became free in time step={step} timeout_seconds={SLOT_SECONDS:g}")
                     return None
                 slot, layout = self._free.pop(), self._layout
-            return self._write(arena, plan, slot, layout, step, generation, found, bodies)
+            return self._write(arena, plan, slot, layout, step, generation, found)
 
     def _write(
         self,
@@ -279,11 +277,10 @@ class Stager:
         step: int,
         generation: Gen,
         found: Collected,
-        bodies: dict[str, bytes],
     ) -> Handle:
         try:
             arena.begin(slot)
-            arena.seal(slot, generation, step, plan.copy_into(arena, slot, found, bodies))
+            arena.seal(slot, generation, step, plan.copy_into(arena, slot, found))
         except BaseException:
             with self.changed:
                 if layout == self._layout:

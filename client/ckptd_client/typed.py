@@ -30,6 +30,7 @@ _INT_TEXT_MAX = 1 << 16
 _KEYS = (str, int, float, bool, type(None), tuple)
 _MAPS: dict[str, Callable[[], Any]] = {"d": dict, "o": OrderedDict, "c": Counter}
 _MAP_TAGS: dict[type, str] = {dict: "d", OrderedDict: "o", Counter: "c"}
+_ROW_TAGS: dict[type, str] = {list: "l", tuple: "t"}
 # byte order, kind, item size: plain numbers, bools, complex, fixed text and bytes, times
 _NUMPY_KINDS = "biufcSUmM"
 
@@ -41,11 +42,28 @@ class TensorRef:
     fqn: str
 
 
-def encode(tree: object, path: str = "") -> bytes:
-    """The stored form. Raises UnsupportedStateError naming the path (below ``path``) and type of what has none."""
-    body: bytes = msgpack.packb(_node(tree, path, 0), use_bin_type=True)
+def encode(tree: object, path: str = "", depth: int = 0) -> bytes:
+    """The stored form; ``depth`` is that of the tree in a bigger one.
+
+    Raises UnsupportedStateError naming the path (below ``path``) and type of what has none.
+    """
+    body: bytes = msgpack.packb(_node(tree, path, depth), use_bin_type=True)
     if len(body) > BYTES_MAX:
         raise UnsupportedStateError(path, type(tree).__name__, f"{len(body)} bytes of non-tensor state are over {BYTES_MAX}")
+    return body
+
+
+def opening(kind: type, count: int) -> bytes:
+    """What the stored form of a container of ``count`` entries begins with; then come its entries, in maps after their keys."""
+    maps = _MAP_TAGS.get(kind)
+    tag, nodes = (maps, 2 * count) if maps is not None else (_ROW_TAGS[kind], count)
+    head: bytes = msgpack.Packer().pack_array_header(1 + nodes)
+    return head + encode(tag)
+
+
+def encode_key(key: object, path: str) -> bytes:
+    """The stored form of a dict's key; ``path`` is the key's own. Raises UnsupportedStateError."""
+    body: bytes = msgpack.packb(_key(key, path, 0), use_bin_type=True)
     return body
 
 
@@ -84,10 +102,8 @@ def _node(value: Any, path: str, depth: int) -> object:
         return value if -(1 << 63) <= value < 1 << 64 else ["i", _big(value, path)]
     if depth >= DEPTH_MAX:
         raise UnsupportedStateError(path, kind.__name__, f"nested deeper than {DEPTH_MAX}")
-    if kind is list:
-        return ["l", *(_node(part, join(path, i), depth + 1) for i, part in enumerate(value))]
-    if kind is tuple:
-        return ["t", *(_node(part, join(path, i), depth + 1) for i, part in enumerate(value))]
+    if kind in _ROW_TAGS:
+        return [_ROW_TAGS[kind], *(_node(part, join(path, i), depth + 1) for i, part in enumerate(value))]
     if kind in _MAP_TAGS:
         return [_MAP_TAGS[kind], *_pairs(value.items(), path, depth + 1)]
     if kind is TensorRef:
@@ -108,12 +124,14 @@ def _big(value: int, path: str) -> str:
 def _pairs(items: Iterable[tuple[Any, Any]], path: str, depth: int) -> Iterable[object]:
     for key, part in items:
         where = join(path, key)
-        if type(key) not in _KEYS and type(key) is not bytes:
-            raise UnsupportedStateError(
-                where, type(key).__name__, "a dict key must be text, a number, None or a tuple of these"
-            )
-        yield _node(key, where, depth)
+        yield _key(key, where, depth)
         yield _node(part, where, depth)
+
+
+def _key(key: object, path: str, depth: int) -> object:
+    if type(key) not in _KEYS and type(key) is not bytes:
+        raise UnsupportedStateError(path, type(key).__name__, "a dict key must be text, a number, None or a tuple of these")
+    return _node(key, path, depth)
 
 
 def _foreign(value: Any, path: str) -> object | None:

@@ -19,7 +19,7 @@ from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
 from ckptd.store.directory import DirectoryStore
 from ckptd_client.arena import ID_BYTES, Shape, make_arena
-from ckptd_client.capture import Collected, encode_objects
+from ckptd_client.tree import Collector, Part
 
 SEED, BYTES, WORLD, STEP = 4, 20_000, 3, 40
 
@@ -27,14 +27,14 @@ SEED, BYTES, WORLD, STEP = 4, 20_000, 3, 40
 def staged(rank: int, step: int, spoil: int | None) -> RankSource:
     """A rank's slot as the stand-in fills it, with one byte of its tensors wrong if told so."""
     fd = os.memfd_create("slot")
-    found = Collected(objects=[("ckptd.progress", "global", {"step": step}), ("standin.rank", "rank", {"rank": rank})])
-    bodies = encode_objects(found, rank)
-    plan = MadeUp([Filler(SEED, piece) for piece in layout(tensors(SEED, BYTES), "w", WORLD, rank)], found, bodies, rank)
+    parts = [Part("ckptd.progress", {"step": step}), Part("standin.rank", {"rank": rank, "step": step}, scope="rank")]
+    found = Collector(rank).collect(parts)
+    plan = MadeUp([Filler(SEED, piece) for piece in layout(tensors(SEED, BYTES), "w", WORLD, rank)], found)
     shape = Shape(1, plan.slot_bytes, len(plan.objects), 0)
     os.ftruncate(fd, shape.total_bytes)
     arena = make_arena(fd, bytes(ID_BYTES), shape, b"")
     os.close(fd)
-    lengths = plan.copy_into(arena, 0, found, bodies)
+    lengths = plan.copy_into(arena, 0, found)
     slot = arena.slot(0)
     last = plan.items[-1]
     if spoil == rank and last.kind == "tensor":
