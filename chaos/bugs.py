@@ -49,7 +49,9 @@ def _commit_before_the_last_put() -> None:
         def __init__(self, store: Any) -> None:
             self._store, self._tasks = store, set[asyncio.Task[None]]()
 
-        async def put(self, key: str, body: Any) -> None:
+        async def put(self, key: str, pieces: Any) -> None:
+            body = b"".join(pieces)
+
             async def later() -> None:
                 await asyncio.sleep(1.0)
                 await self._store.put(key, body)

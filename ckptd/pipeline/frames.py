@@ -27,8 +27,12 @@ class FrameCut:
     pieces: list[Extent] = field(default_factory=list)
 
     def add(self, piece: Extent) -> None:
-        """Append a piece."""
-        self.pieces.append(piece)
+        """Append a piece; one that goes on in memory where the last one ends becomes part of it."""
+        last = self.pieces[-1] if self.pieces else None
+        if last is not None and (last.source, last.start + last.count) == (piece.source, piece.start):
+            self.pieces[-1] = Extent(last.source, last.start, last.count + piece.count, last.dtype)
+        else:
+            self.pieces.append(piece)
         self.raw_bytes += piece.count
 
 

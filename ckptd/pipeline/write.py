@@ -3,7 +3,8 @@
     slots ─ cut ─► frames ─ hash, encode (threads) ─► segments ─ PUT (several at once) ─► store
 
 All is planned before the first byte is read, so segments can be made in any order and their frames' places are known. A budget
-of bytes bounds what lies between the slots and the store.
+of bytes bounds what lies between the slots and the store. Raw segments are PUT from the slots' own memory, encoded ones from
+that into which they were encoded: nothing is joined (docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from typing import Final
 
 import numpy as np
 
-from ckptd.codec.frames import Codec, encode_into
-from ckptd.codec.hash import Buffer, frame_hash
+from ckptd.codec.frames import Codec
 from ckptd.errors import ConfigError, ProtocolError
 from ckptd.model.columns import MAX_NAME_BYTES, Array
 from ckptd.model.dtypes import OBJECT, item_bytes
-from ckptd.model.frame import FRAME, MAX_FRAME_BYTES, MAX_SEGMENT_BYTES, RAW
+from ckptd.model.frame import FRAME, MAX_FRAME_BYTES, MAX_SEGMENT_BYTES
 from ckptd.model.ids import Attempt
 from ckptd.model.keys import segment_key
 from ckptd.model.part import Entry, Part, Segment
 from ckptd.model.region import Region
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.frames import Extent, FrameCut, cut, group
+from ckptd.pipeline.loans import Bodies, Loan, all_returned
+from ckptd.pipeline.segments import Made, make_encoded, make_raw
 from ckptd.pipeline.threads import in_threads, tasks
 from ckptd.store.base import Store
 from ckptd_client.messages import Item
@@ -42,8 +44,7 @@ _AHEAD: Final = 2
 class WriteOptions:
     """``memory_bytes``: most bytes between slots and store; a bigger segment goes alone. ``concurrency``: PUTs at once.
 
-    Sizes are of raw bytes. Smaller segments cost requests. Those above some 24 MiB cost much more than memory: glibc then maps
-    and faults in each body anew (0.75 GB/s of copying instead of 2.4, measured), below that it reuses what was freed.
+    Sizes are of raw bytes. Smaller segments cost requests, bigger ones memory, and a longer end with fewer PUTs at once.
     """
 
     frame_bytes: int = MAX_FRAME_BYTES
@@ -69,17 +70,6 @@ class RankSource:
     slot: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A frame's stored bytes, in pieces."""
-
-    pieces: list[Buffer]
-    codec_id: int
-    stored_bytes: int
-    raw_hash: bytes
-    stored_hash: bytes
-
-
 async def write_part(
     store: Store,
     job: str,
@@ -100,25 +90,29 @@ async def write_part(
     """
     entries, extents = _survey(sources)
     frames, places = cut(extents, options.frame_bytes)
-    upload = _Upload(store, options, pool, [source.slot for source in sources], frames)
-    segments: list[Segment] = []
     spans = group(frames, options.segment_bytes)
-    sizes_bytes = [0] * len(spans)
+    loans = [Loan(source.slot) for source in sources]
+    upload = _Upload(store, options, pool, [loan.view for loan in loans], frames, spans)
+    keys = [next(numbers) for _ in spans]
 
-    async def write(number: int, key: str, span: range, cost: int) -> None:
+    async def write(number: int, key: str, cost: int) -> None:
         try:
-            sizes_bytes[number] = await upload.segment(number, key, span)
-            stored(sum(frames[i].raw_bytes for i in span), sizes_bytes[number])
+            await upload.segment(number, key)
+            stored(upload.raw_bytes(number), upload.sizes_bytes[number])
         finally:
             upload.budget.give_back(cost)
 
-    keys = [next(numbers) for _ in spans]
-    async with tasks() as running:
-        for number, (n, span) in enumerate(zip(keys, spans, strict=True)):
-            cost = upload.cost(span)
-            await upload.budget.take(cost)
-            running.create_task(write(number, segment_key(job, attempt, writer, n), span, cost))
-    segments = [Segment(n, size_bytes) for n, size_bytes in zip(keys, sizes_bytes, strict=True)]
+    try:
+        async with tasks() as running:
+            for number, n in enumerate(keys):
+                cost = upload.raw_bytes(number)
+                await upload.budget.take(cost)
+                running.create_task(write(number, segment_key(job, attempt, writer, n), cost))
+    except BaseException as error:
+        await all_returned(loans, error)
+        raise
+    await all_returned(loans, None)
+    segments = [Segment(n, size_bytes) for n, size_bytes in zip(keys, upload.sizes_bytes, strict=True)]
     placed = tuple(
         Entry(rank, item.fqn, item.scope, item.dtype, item.shape, Region(item.offsets, item.sizes), place)
         for (rank, item), place in zip(entries, places, strict=True)
@@ -127,7 +121,7 @@ async def write_part(
 
 
 class _Upload:
-    """Makes and writes segments."""
+    """Makes and writes segments, of which number ``i`` has the frames ``spans[i]``."""
 
     def __init__(
         self,
@@ -136,52 +130,46 @@ class _Upload:
         pool: ThreadPoolExecutor,
         slots: Sequence[memoryview],
         frames: Sequence[FrameCut],
+        spans: Sequence[range],
     ) -> None:
         self._store = store
         self._codec = options.codec
-        self._factor = 1 if options.codec == "raw" else 2
         self._pool = pool
         self._slots = slots
         self._frames = frames
+        self._spans = spans
         self._puts = asyncio.Semaphore(options.concurrency)
+        self._bodies = Bodies(max((self.raw_bytes(number) for number in range(len(spans))), default=1))
         # Segments made long before their PUT can begin would only fill memory.
-        ahead = (options.concurrency + _AHEAD) * self._factor * options.segment_bytes
+        ahead = (options.concurrency + _AHEAD) * options.segment_bytes
         self.budget = ByteBudget(min(options.memory_bytes, ahead))
         self.rows: Array = np.zeros(len(frames), FRAME)
+        self.sizes_bytes = [0] * len(spans)
 
-    def cost(self, span: range) -> int:
-        """Most bytes that this segment holds on its way: its own, and its encoded frames before they are joined."""
-        return self._factor * sum(self._frames[i].raw_bytes for i in span)
+    def raw_bytes(self, number: int) -> int:
+        """Of a segment's frames; no less than what it holds on its way."""
+        return sum(self._frames[i].raw_bytes for i in self._spans[number])
 
-    async def segment(self, number: int, key: str, span: range) -> int:
-        """Write the segment of these frames; its size in bytes."""
-        encoded = await in_threads(self._pool, [partial(self._encode, self._frames[i]) for i in span])
-        offset = 0
-        for i, frame in zip(span, encoded, strict=True):
-            sizes = (offset, frame.stored_bytes, self._frames[i].raw_bytes)
+    async def segment(self, number: int, key: str) -> None:
+        """Write segment ``number`` under ``key``."""
+        made = await self._made([self._frames[i] for i in self._spans[number]])
+        try:
+            async with self._puts:
+                await self._store.put(key, tuple(made.pieces))
+        finally:
+            made.release()
+        self.sizes_bytes[number] = made.stored_bytes
+        for i, frame in zip(self._spans[number], made.frames, strict=True):
+            sizes = (frame.offset, frame.stored_bytes, self._frames[i].raw_bytes)
             self.rows[i] = (number, frame.codec_id, *sizes, np.void(frame.raw_hash), np.void(frame.stored_hash))
-            offset += frame.stored_bytes
-        # One copy, always, and into memory that nobody will write again: a PUT that timed out may still be running when its
-        # repetition has succeeded, and would put whatever its memory holds by then under the same key.
-        pieces = [piece for frame in encoded for piece in frame.pieces]
-        del encoded
-        (body,) = await in_threads(self._pool, [partial(b"".join, pieces)])
-        del pieces
-        async with self._puts:
-            await self._store.put(key, body)
-        return offset
 
-    def _encode(self, frame: FrameCut) -> _Encoded:
-        views: list[Buffer] = [self._slots[piece.source][piece.start : piece.start + piece.count] for piece in frame.pieces]
-        raw_hash = frame_hash(views)
-        if self._codec != "raw":
-            raw = memoryview(views[0] if len(views) == 1 else b"".join(views))
-            room = memoryview(bytearray(frame.raw_bytes))
-            codec_id, stored_bytes = encode_into(raw, frame.pieces[0].dtype, self._codec, room)
-            if codec_id != RAW:
-                stored = room[:stored_bytes]
-                return _Encoded([stored], codec_id, stored_bytes, raw_hash, frame_hash([stored]))
-        return _Encoded(views, RAW, frame.raw_bytes, raw_hash, raw_hash)
+    async def _made(self, frames: Sequence[FrameCut]) -> Made:
+        if self._codec == "raw":
+            make = partial(make_raw, frames, self._slots)
+        else:
+            make = partial(make_encoded, frames, self._slots, self._codec, self._bodies.take())
+        (made,) = await in_threads(self._pool, [make])
+        return made
 
 
 def _survey(sources: Sequence[RankSource]) -> tuple[list[tuple[int, Item]], list[Extent]]:

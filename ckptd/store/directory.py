@@ -262,9 +262,10 @@ def _write_new(path: Path, data: Body) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         for piece in pieces_of(data):
-            rest = memoryview(piece).cast("B")
-            while rest.nbytes:
-                rest = rest[os.write(descriptor, rest) :]
+            with memoryview(piece) as whole, whole.cast("B") as flat:  # let go of, even if an error's frames live on
+                done = 0
+                while done < flat.nbytes:
+                    done += os.write(descriptor, flat[done:])
         _sync(descriptor)
     finally:
         os.close(descriptor)

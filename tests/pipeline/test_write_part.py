@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ckptd.pipeline.write as write_module
-from ckptd.errors import ConfigError, ProtocolError, StoreConfigError
+import ckptd.pipeline.segments as segments_module
+from ckptd.codec.frames import Codec
+from ckptd.errors import ConfigError, ProtocolError, StoreConfigError, UnavailableError
 from ckptd.model.part import Part
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.threads import in_threads
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
-from ckptd.store.base import Body, pieces_of, size_of
+from ckptd.store.base import Body, Store, pieces_of, size_of
 from ckptd.store.directory import DirectoryStore
+from ckptd.store.retry import RetryingStore, RetrySettings
 from tests.restore.states import ATTEMPT, JOB, Slot
 from tests.waiting import eventually
 
@@ -63,9 +65,7 @@ def source(tensor_bytes: int = 10_000, rank: int = 0) -> RankSource:
 OPTIONS = WriteOptions(frame_bytes=500, segment_bytes=1000, memory_bytes=3000, concurrency=2)
 
 
-def write(
-    store: DirectoryStore, sources: list[RankSource], options: WriteOptions, pool: ThreadPoolExecutor
-) -> asyncio.Task[Part]:
+def write(store: Store, sources: list[RankSource], options: WriteOptions, pool: ThreadPoolExecutor) -> asyncio.Task[Part]:
     return asyncio.create_task(write_part(store, JOB, ATTEMPT, "n.a", sources, options, pool, itertools.count(5)))
 
 
@@ -92,8 +92,8 @@ async def test_encoding_goes_on_while_puts_are_in_flight(
     tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[int] = []
-    real = write_module.frame_hash
-    monkeypatch.setattr(write_module, "frame_hash", lambda views: hashed.append(1) or real(views))
+    real = segments_module.frame_hash
+    monkeypatch.setattr(segments_module, "frame_hash", lambda views: hashed.append(1) or real(views))
     store = GatedStore(tmp_path)
     task = write(store, [source()], replace(OPTIONS, concurrency=1), pool)
     # Three segments of two frames, as the budget allows; one of them is in its PUT.
@@ -105,10 +105,10 @@ async def test_encoding_goes_on_while_puts_are_in_flight(
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 async def test_after_a_cancel_no_thread_touches_the_slot(
-    tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, codec: str
+    tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     begun, go_on, inside = threading.Event(), threading.Event(), []
-    real = write_module.frame_hash
+    real = segments_module.frame_hash
 
     def slow_hash(views: list[memoryview]) -> bytes:
         inside.append(1)
@@ -118,7 +118,7 @@ async def test_after_a_cancel_no_thread_touches_the_slot(
         inside.pop()
         return digest
 
-    monkeypatch.setattr(write_module, "frame_hash", slow_hash)
+    monkeypatch.setattr(segments_module, "frame_hash", slow_hash)
     task = write(GatedStore(tmp_path), [source()], replace(OPTIONS, codec=codec), pool)
     await asyncio.to_thread(begun.wait)
     task.cancel()
@@ -144,18 +144,65 @@ async def test_a_cancel_during_a_put_does_not_wait_for_the_store(tmp_path: Path,
     assert not store.inside_bytes
 
 
-async def test_what_is_put_is_a_copy_of_the_slot(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    given: list[Body] = []
+class Overtaken(DirectoryStore):
+    """The first PUT of each segment times out for its caller, and goes on reading what it was given until ``stop``."""
 
-    class Keeping(DirectoryStore):
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.stale: dict[str, list[memoryview]] = {}
+        self.seen: dict[str, bytes] = {}
+
+    async def put(self, key: str, data: Body) -> None:
+        if key not in self.stale:
+            self.stale[key] = [memoryview(piece)[:] for piece in pieces_of(data)]  # as a library holds it, out of our reach
+            self.seen[key] = b"".join(self.stale[key])
+            raise UnavailableError("timed out")
+        await super().put(key, data)
+
+    def unchanged(self) -> bool:
+        return all(b"".join(self.stale[key]) == self.seen[key] for key in self.stale)
+
+    def stop(self) -> None:
+        self.stale.clear()
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+async def test_memory_that_a_put_may_still_read_is_not_written_again(
+    tmp_path: Path, pool: ThreadPoolExecutor, codec: Codec
+) -> None:
+    inner = Overtaken(tmp_path)
+    store = RetryingStore(inner, RetrySettings(first_wait_seconds=0.001, longest_wait_seconds=0.001, retries_per_second=1e6))
+    item = source(100_000)
+    task = write(store, [item], WriteOptions(frame_bytes=8000, segment_bytes=16_000, codec=codec, concurrency=2), pool)
+    if codec == "raw":  # they read the slot itself
+        await eventually(lambda: len(stored_keys(tmp_path)) == 7, "all segments in the store")
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not task.done()
+        inner.stop()
+        await task
+    else:  # they read bodies, and the slot is free
+        await task
+        item.slot[:] = bytes(item.slot.nbytes)
+        assert len(inner.seen) == 7 and inner.unchanged()
+
+
+def stored_keys(root: Path) -> list[str]:
+    return sorted(path.name for path in root.rglob("*.seg"))
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+async def test_an_error_holds_no_memory(tmp_path: Path, pool: ThreadPoolExecutor, codec: Codec) -> None:
+    """Its frames have variables, and they would keep the slot for as long as somebody looks at the error."""
+
+    class Failing(DirectoryStore):
         async def put(self, key: str, data: Body) -> None:
-            given.append(data)
+            kept = [memoryview(piece)[:] for piece in pieces_of(data)]
+            await asyncio.sleep(0)
+            raise StoreConfigError(f"no such bucket: {len(kept)}")
 
-    item = source(400)
-    await write(Keeping(tmp_path), [item], OPTIONS, pool)
-    before = [b"".join(pieces_of(data)) for data in given]
-    item.slot[:] = bytes(item.slot.nbytes)
-    assert before == [b"".join(pieces_of(data)) for data in given] and any(any(data) for data in before)
+    with pytest.raises(StoreConfigError, match="no such bucket"):
+        await asyncio.wait_for(write(Failing(tmp_path), [source()], replace(OPTIONS, codec=codec), pool), 10)
 
 
 async def test_the_stores_error_comes_out_as_it_is(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
