@@ -17,7 +17,7 @@ help:
 	@echo "make lint    style, types, who may import whom"
 	@echo "make chaos   break everything at random, check the invariants (25 minutes)"
 	@echo "make long    many kills, many checkpoints: ARGS=fixed, changing or flat (docs/long-runs.md)"
-	@echo "make bench   the figures"
+	@echo "make bench   the figures, all or one: FIGURE=stall"
 	@echo "make proto   generate the gRPC stubs anew"
 
 # Synced again when a pyproject.toml changes.
@@ -29,6 +29,11 @@ $(UV):
 
 .venv/.synced: pyproject.toml client/pyproject.toml | $(UV)
 	$(UV) sync --quiet --all-groups --python $(PYTHON)
+	@touch $@
+
+# What is measured beside us; `make setup` after it removes it again only when a pyproject.toml has changed.
+.venv/.bench: .venv/.synced
+	$(UV) sync --quiet --all-groups --extra bench --python $(PYTHON)
 	@touch $@
 
 # MinIO and the like: built from pinned sources when missing.
@@ -47,8 +52,8 @@ chaos: servers
 long: servers
 	$(BIN)/python -m chaos.long $(ARGS)
 
-bench: servers
-	$(BIN)/python -m benchmarks.run $(ARGS)
+bench: servers .venv/.bench
+	$(BIN)/python -m benchmarks.$(or $(FIGURE),run) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

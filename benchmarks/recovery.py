@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from benchmarks.result import Result, from_rounds
+from benchmarks.rounds import Rounds
+from benchmarks.run import alone
 from chaos.tools import ROOT
 from ckptd.config import CoordinatorSettings
 from ckptd.demo.story import Options, Report, Story, run_reference
@@ -19,9 +20,8 @@ _KILL_AFTER = 12
 _PACE_SECONDS = 0.15
 
 
-def measure(total_bytes: int, rounds: int) -> list[Result]:
-    """``total_bytes`` is not used: the demo's model is small, so what is measured is waiting and starting, not reading."""
-    load = os.getloadavg()[0]
+def measure(rounds: int) -> list[Result]:
+    """The demo's model is small, so what is measured is waiting and starting, not reading."""
     top = Path(tempfile.mkdtemp(prefix="ckptd-bench-"))
     losses: dict[int, float] = {}
     kills = []
@@ -38,15 +38,11 @@ def measure(total_bytes: int, rounds: int) -> list[Result]:
         "debounce_seconds": settings.debounce_seconds,
         "steps_lost": [kill.steps_lost for kill in kills],
     }
-    detect = {"ckptd": [kill.detect_seconds for kill in kills]}
-    step = {"ckptd": [kill.first_step_seconds for kill in kills]}
+    detect = Rounds({}, {"ckptd": [kill.detect_seconds for kill in kills]})
+    step = Rounds({}, {"ckptd": [kill.first_step_seconds for kill in kills]})
     return [
-        from_rounds(
-            "recovery_detect", "seconds from SIGKILL of a node to detection", "s", detect, None, notes=notes, load=load
-        ),
-        from_rounds(
-            "recovery", "seconds from SIGKILL of a node to the first new step", "s", step, None, notes=notes, load=load
-        ),
+        from_rounds("recovery_detect", "seconds from SIGKILL of a node to detection", "s", detect, None, notes=notes),
+        from_rounds("recovery", "seconds from SIGKILL of a node to the first new step", "s", step, None, notes=notes),
     ]
 
 
@@ -63,3 +59,7 @@ def _tell(options: Options, losses: dict[int, float]) -> Report:
     if report.problems:
         raise RuntimeError(f"the demo did not hold; logs in {options.directory}: {report.problems}")
     return report
+
+
+if __name__ == "__main__":
+    alone(measure, rounds=3)

@@ -1,120 +1,221 @@
-"""Where the figures are taken: MinIO on tmpfs, a coordinator, one node's daemon, and two ranks, all real processes."""
+"""Where the figures are taken: MinIO on tmpfs, coordinators, one node's daemons, and ranks, all real processes."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.link import Link, LinkedMinio
+from benchmarks.rounds import Rounds, slowest
 from chaos.minio import ACCESS_KEY, REGION, SECRET_KEY, MinioServer
 from chaos.server import free_port
 from ckptd.demo.cluster import Cluster, Plan
-from ckptd.demo.process import Line, Process
+from ckptd.demo.process import Line, Output, Process, pids_with
 
-WORKER = Path(__file__).with_name("worker.py")
-RANKS = 2
-_WORLD_SECONDS = 900.0
+_WORKER = "benchmarks.worker"
+_RANKS_SECONDS = 500.0
 _JOB = "bench"
+_TOP = Path(__file__).resolve().parent.parent
+# Snapshots are only those that `save` makes, and MinIO's memory is this machine's: only the newest commit is kept.
+_SETTINGS = {
+    "CKPTD_COORDINATOR__EVERY_STEPS": "1000000",
+    "CKPTD_COORDINATOR__KEEP_LAST": "1",
+    "CKPTD_COORDINATOR__GRACE_SECONDS": "0",
+}
+Told = list[list[dict[str, Any]]]
 
 
-class Stage:
-    """A store, and a job on it whose snapshots are only those that `save` makes."""
+@dataclass(frozen=True, slots=True)
+class Where:
+    """How a trainer finds one deployment: for `ckptd_client.connect`."""
 
-    def __init__(self) -> None:
-        self._top = Path(tempfile.mkdtemp(prefix="ckptd-bench-"))
-        directory = self._top / "logs"
-        directory.mkdir()
-        self._minio = MinioServer()
-        self._minio.start()
-        self.bucket = self._minio.make_bucket("bench")
-        environment = {
-            "AWS_ENDPOINT_URL": self._minio.endpoint,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_DEFAULT_REGION": REGION,
-            "BENCH_TRASH": str(self._minio.directory / "data" / ".minio.sys" / "tmp" / ".trash"),
-        }
-        plan = Plan(_JOB, f"{self.bucket}/ckptd", WORKER, [], environment=environment)
-        self._cluster = Cluster(plan, directory, ["--every", "1000000"])
-        self._worlds = 0
+    job: str
+    socket: str
 
-    def __enter__(self) -> Stage:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._cluster.close()
-        self._minio.close()
-        if kind is None:
-            shutil.rmtree(self._top)  # else the logs stay
+class Deployment:
+    """One coordinator and one daemon with settings of their own."""
 
-    def start_ckptd(self) -> None:
-        """Start coordinator and daemon."""
-        self._cluster.start_coordinator()
-        self._cluster.node("a").start_daemon()
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._node = cluster.node("a")
+        cluster.start_coordinator()
+        self._node.start_daemon()
+        self.where = Where(cluster.plan.job, str(self._node.socket))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a trainer of this node has in its environment."""
+        return {**self._node.environment, "CKPTD_JOB": self.where.job}
 
     @property
     def coordinator_pid(self) -> int:
-        """0 when it doesn't run."""
-        return 0 if self._cluster.coordinator is None else self._cluster.coordinator.pid
+        """Its coordinator's."""
+        assert self._cluster.coordinator is not None
+        return self._cluster.coordinator.pid
 
-    def world(self, arguments: Sequence[str]) -> list[list[dict[str, Any]]]:
-        """Run the worker on all ranks to its end; what each rank has told."""
+    @property
+    def daemon_pid(self) -> int:
+        """Its daemon's."""
+        assert self._node.daemon is not None
+        return self._node.daemon.pid
+
+    def pids(self) -> list[int]:
+        """Everything on the node, and the coordinator."""
+        return [*pids_with("CKPTD_SOCKET", self.where.socket), self.coordinator_pid]
+
+    def close(self) -> None:
+        """End it and lose its memory."""
+        self._cluster.close()
+
+
+class Stage:
+    """A store and what runs on it. ``linked``: MinIO is reached through a link whose speed can be set (`benchmarks.link`)."""
+
+    def __init__(self, *, linked: bool = False) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="ckptd-bench-"))
+        self._output_directory = self.directory / "ranks"
+        self._output_directory.mkdir()
+        self.link = Link() if linked else None
+        self.minio = MinioServer() if self.link is None else LinkedMinio(self.link)
+        self._deployments: dict[str, Deployment] = {}
+        self._worlds = 0
+
+    def __enter__(self) -> Stage:
+        try:
+            self.minio.start()
+            self.bucket = self.minio.make_bucket("bench")
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for deployment in self._deployments.values():
+            deployment.close()
+        self.minio.close()
+        if self.link is not None:
+            self.link.close()
+        if kind is None:
+            shutil.rmtree(self.directory)  # else the logs stay
+
+    def scratch(self) -> str:
+        """A new directory on tmpfs."""
+        return tempfile.mkdtemp(dir=self.minio.directory)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """How S3 clients reach the store."""
+        return {
+            "AWS_ENDPOINT_URL": self.minio.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": REGION,
+            "BENCH_TRASH": str(self.minio.directory / "data" / ".minio.sys" / "tmp" / ".trash"),
+        }
+
+    def deploy(self, settings: Mapping[str, str] | None = None, *, name: str = "ckptd", store: str | None = None) -> Deployment:
+        """Start a coordinator and a daemon. ``settings`` as in the environment: {"CKPTD_DAEMON__CODEC": "raw"}.
+
+        Those of different ``name`` may run side by side, so that their rounds can be interleaved.
+        """
+        job = f"{_JOB}-{name}"
+        directory = self.directory / name
+        directory.mkdir()
+        environment = {**self.environment, **_SETTINGS, **(settings or {})}
+        url = store or f"{self.bucket}/{name}"
+        plan = Plan(job, url, _TOP / "benchmarks" / "worker.py", [], environment=environment)
+        self._deployments[name] = Deployment(Cluster(plan, directory))
+        return self._deployments[name]
+
+    def ranks(self, function: Callable[..., None], count: int = 2, **arguments: object) -> Told:
+        """Run ``function(**arguments)`` in ``count`` new processes, ranks of one world with gloo; what each has told.
+
+        ``function`` is one of a module's own, its arguments go through JSON (a `Deployment` becomes its `Where`). Raises
+        RuntimeError with the output of a rank that fails.
+        """
         self._worlds += 1
-        port, output = free_port(), self._cluster.output
+        first = next(iter(self._deployments.values()), None)
+        plain = {key: asdict(value.where) if isinstance(value, Deployment) else value for key, value in arguments.items()}
+        target = f"{_module(function)}:{function.__name__}"
+        command = [sys.executable, "-m", _WORKER, target, json.dumps({"bucket": self.bucket, **plain})]
+        output, port = Output(self._output_directory), free_port()
         ranks = []
-        for rank in range(RANKS):
+        for rank in range(count):
             environment = {
-                **self._cluster.node("a").environment,
-                "CKPTD_JOB": _JOB,
+                **(first.environment if first is not None else _own_environment(self.environment)),
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(RANKS),
+                "WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
+                "PYTHONPATH": str(_TOP),
             }
-            command = [sys.executable, str(WORKER), "--bucket", self.bucket, *arguments]
             ranks.append(Process(f"w{self._worlds}-{rank}", command, environment, output))
-
-        def over() -> bool:
-            codes = [process.code for process in ranks]
-            return all(output.ended(process.name) for process in ranks) or any(code not in (None, 0) for code in codes)
-
-        output.wait_for("the ranks' end", over, _WORLD_SECONDS)
-        for process in ranks:
-            if (code := process.code if process.code is not None else process.wait(30.0)) != 0:
-                text = "\n".join(line.text for line in output if line.source == process.name)
-                raise RuntimeError(f"{process.name} ended with {code}; logs in {self._top}\n{text[-3000:]}")
-        return [[json.loads(line.text) for line in output if _from(line, process.name)] for process in ranks]
+        try:
+            return _gather(ranks, output)
+        finally:
+            for process in ranks:
+                process.stop()
 
 
-def _from(line: Line, name: str) -> bool:
-    return line.source == name and line.text.startswith('{"event"')
+def _own_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Without a node: that of a rank that only peers work in."""
+    return {**os.environ, **more, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
-def slowest(told: Sequence[Sequence[dict[str, Any]]], first: bool) -> dict[str, list[float]]:
-    """Per contender the seconds of each round, of the rank that needed longest: the others wait for it."""
-    found: dict[str, dict[int, float]] = {}
-    for events in told:
-        for event in events:
-            if event["event"] == "round" and first == (event["round"] == 0):
-                rounds = found.setdefault(event["who"], {})
-                rounds[event["round"]] = max(event["seconds"], rounds.get(event["round"], 0.0))
-    return {who: [rounds[key] for key in sorted(rounds) if first or key > 1] for who, rounds in found.items()}
+def _module(function: Callable[..., None]) -> str:
+    """Its module's name, also when that is the script that runs."""
+    if function.__module__ != "__main__":
+        return function.__module__
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None, "start figures as modules: python -m benchmarks.<figure>"
+    return spec.name
 
 
-def check_digests(told: Sequence[Sequence[dict[str, Any]]], expected: Sequence[str] | None = None) -> list[str]:
+def _gather(ranks: Sequence[Process], output: Output) -> Told:
+    def over() -> bool:
+        codes = [process.code for process in ranks]
+        return all(output.ended(process.name) for process in ranks) or any(code not in (None, 0) for code in codes)
+
+    output.wait_for("the ranks' end", over, _RANKS_SECONDS)
+    for process in ranks:
+        if (code := process.code if process.code is not None else process.wait(30.0)) != 0:
+            text = "\n".join(line.text for line in output if line.source == process.name)
+            raise RuntimeError(f"{process.name} ended with {code}\n{text[-3000:]}")
+    return [[json.loads(line.text) for line in output if _is_event(line, process.name)] for process in ranks]
+
+
+def _is_event(line: Line, source: str) -> bool:
+    return line.source == source and line.text.startswith('{"event"')
+
+
+def events(told: Told, name: str) -> list[list[dict[str, Any]]]:
+    """Those of one name, by rank."""
+    return [[event for event in of_rank if event["event"] == name] for of_rank in told]
+
+
+def rounds_of(told: Told) -> Rounds:
+    """What `worker.compete` told, of the slowest rank in each round."""
+    return slowest([Rounds(event["first"], event["raw"]) for (event,) in events(told, "rounds")])
+
+
+def check_digests(told: Told, expected: Sequence[str] | None = None) -> list[str]:
     """Every digest of a rank is that of the state it saved last; returns those. Raises RuntimeError."""
     saved = []
-    for rank, events in enumerate(told):
-        digests = {event["who"]: event["digest"] for event in events if event["event"] == "digest"}
-        want = expected[rank] if expected is not None else digests["live"]
-        if not digests.keys() - {"live"}:
+    for rank, of_rank in enumerate(events(told, "digest")):
+        digests = {event["who"]: event["digest"] for event in of_rank}
+        if expected is not None and not digests:
             raise RuntimeError(f"nothing was restored rank={rank}")
+        want = expected[rank] if expected is not None else digests["live"]
         wrong = [who for who, digest in digests.items() if digest != want]
         if wrong:
             raise RuntimeError(f"what was restored is not what was saved rank={rank} who={wrong}")

@@ -1,142 +1,87 @@
-"""One rank of a measured world; tells what it measured as JSON lines. Started by `benchmarks.stage`."""
+"""One rank of a measured world, started by `Stage.ranks`: runs a figure's function and tells what it measured as JSON lines."""
 
 from __future__ import annotations
 
-import argparse
+import hashlib
+import importlib
 import json
-import os
 import sys
-import threading
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.contenders import BarePut, Ckptd, Contender, Dcp, Memcpy, State, change, digest, empty_like, make_state
-from benchmarks.processes import Memory, memory
-from ckptd.demo.process import pids_with
-
-_SAMPLE_SECONDS = 0.02
+from benchmarks.peers import Contender, State, local_of
+from benchmarks.rounds import interleave
 
 
 def tell(event: str, **values: object) -> None:
+    """One line for the figure."""
     print(json.dumps({"event": event, **values}), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["stall", "durable", "memory", "load"])
-    parser.add_argument("--bucket", required=True)
-    parser.add_argument("--bytes", type=int, required=True)
-    parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--who", choices=["none", "ckptd", "dcp"], default="none")
-    parser.add_argument("--coordinator-pid", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    state = make_state(options.bytes, seed=1)
-    if options.what == "load":
-        load(state)
-    elif options.what == "memory":
-        hold(state, options)
-    else:
-        compete(state, options)
-    dist.destroy_process_group()
+def compete(state: State, contenders: Sequence[Contender], rounds: int, *, until_durable: bool) -> None:
+    """Interleaved rounds, told as "rounds" (seconds), then each one's digest of what it gives back, told as "digest".
 
+    Before each round the state is changed, before each contender's turn its last save has ended on all ranks.
+    """
 
-def compete(state: State, options: argparse.Namespace) -> None:
-    """Rounds 0 (the first save) and 1 (to warm up, the other slot) aren't in the medians; each round has its own order."""
-    durable = options.what == "durable"
-    limit: Contender = BarePut(state, options.bucket) if durable else Memcpy(state)
-    contenders = [limit, Ckptd(state, options.bucket), Dcp(state, options.bucket, asynchronous=not durable)]
-    for number in range(options.rounds + 2):
-        change(state)
-        turn = number % len(contenders)
-        for contender in contenders[turn:] + contenders[:turn]:
-            contender.before()
-            dist.barrier()
-            begun = time.perf_counter()
-            contender.start(number)
-            if durable:
-                contender.finish()
-            seconds = time.perf_counter() - begun
+    def turn(contender: Contender, number: int) -> float:
+        if contender is contenders[number % len(contenders)]:
+            change(state)
+        contender.before()
+        dist.barrier()
+        begun = time.perf_counter()
+        contender.start(number)
+        if until_durable:
             contender.finish()
-            dist.barrier()
-            tell("round", who=contender.name, round=number, seconds=seconds)
+        seconds = time.perf_counter() - begun
+        contender.finish()
+        dist.barrier()
+        return seconds
+
+    found = interleave({contender.name: partial(turn, contender) for contender in contenders}, rounds)
+    tell("rounds", first=found.first, raw=found.raw)
     tell("digest", who="live", digest=digest(state))
     for contender in contenders:
-        found = contender.restored()
-        if found is not None:
-            tell("digest", who=contender.name, digest=found)
+        given = contender.load()
+        if given is not None:
+            tell("digest", who=contender.name, digest=digest(given))
         contender.close()
 
 
-def load(state: State) -> None:
-    """What ckptd gives back to a new world."""
-    import ckptd_client
-
-    found = empty_like(state)
-    with ckptd_client.connect() as ckpt:
-        step = ckpt.load(found)
-    tell("digest", who="ckptd", digest=digest(found), step=step)
+def change(state: State) -> None:
+    """Let it differ from what was saved before, in every element and by little: a step of training does the same."""
+    for tensor in state.values():
+        local_of(tensor).mul_(1.0 + 2.0**-12)
 
 
-def hold(state: State, options: argparse.Namespace) -> None:
-    """Save now and then, and watch what all processes hold: after a save has ended, and while one is on its way."""
-    contender: Contender | None = None
-    if options.who == "ckptd":
-        contender = Ckptd(state, options.bucket)
-    elif options.who == "dcp":
-        contender = Dcp(state, options.bucket, asynchronous=True)
-    for number in range(options.rounds + 2):
-        change(state)
-        if contender is not None:
-            contender.before()
-        dist.barrier()
-        if contender is not None:
-            contender.start(number)
-        samples = watch(contender, options.coordinator_pid) if dist.get_rank() == 0 else []
-        if contender is not None:
-            contender.finish()
-        dist.barrier()
-        if dist.get_rank() == 0:
-            after = memory(pids(options.coordinator_pid))
-            peak = max([*samples, after], key=lambda sample: sample.pss_bytes)
-            tell("steady", round=number, pss=after.pss_bytes, shared=after.shared_bytes)
-            tell("draining", round=number, pss=peak.pss_bytes, shared=peak.shared_bytes, samples=len(samples))
-        dist.barrier()
-    if contender is not None:
-        contender.close()
+def digest(state: State) -> str:
+    """sha256 of this rank's bytes, through nothing of ours."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(name.encode())
+        found.update(local_of(state[name]).contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
-def pids(coordinator_pid: int) -> list[int]:
-    """Everything on the node, and the coordinator."""
-    return pids_with("CKPTD_SOCKET", os.environ["CKPTD_SOCKET"]) + ([coordinator_pid] if coordinator_pid else [])
+def give_back(contender: Contender) -> None:
+    """In a new world: tell the digest of what it loads, as a restart would."""
+    found = contender.load()
+    assert found is not None
+    tell("digest", who=contender.name, digest=digest(found))
+    contender.close()
 
 
-def watch(contender: Contender | None, coordinator_pid: int) -> list[Memory]:
-    """Samples from now until the save has ended; what waits for that end is a thread of ours."""
-    if contender is None:
-        return []
-    over = threading.Event()
-
-    def wait() -> None:
-        try:
-            contender.finish()
-        finally:
-            over.set()
-
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    watched = pids(coordinator_pid)
-    samples = []
-    while not over.wait(_SAMPLE_SECONDS):
-        samples.append(memory(watched))
-    waiting.join()
-    return samples
+def main() -> None:
+    """``<module>:<function> <JSON of its arguments>``."""
+    module, _, function = sys.argv[1].partition(":")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    getattr(importlib.import_module(module), function)(**json.loads(sys.argv[2]))
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ REGION = "us-east-1"
 
 
 class MinioServer(HttpServer):
-    """One MinIO node on loopback, on tmpfs where there is one."""
+    """One MinIO node, on loopback, on tmpfs where there is one."""
 
     name = "minio"
     ready_path = "/minio/health/ready"
@@ -21,7 +21,7 @@ class MinioServer(HttpServer):
     def command(self) -> list[str]:
         data = self.directory / "data"
         data.mkdir(exist_ok=True)
-        return [str(binary("minio")), "server", "--quiet", "--address", f"127.0.0.1:{self.port}", str(data)]
+        return [str(binary("minio")), "server", "--quiet", "--address", f"{self.host}:{self.port}", str(data)]
 
     def environment(self) -> dict[str, str]:
         return {

@@ -25,6 +25,7 @@ class HttpServer:
     def __init__(self) -> None:
         memory = Path("/dev/shm")
         place = memory if os.access(memory, os.W_OK) else None
+        self.host = "127.0.0.1"
         self.port = free_port()
         self.directory = Path(tempfile.mkdtemp(prefix=f"ckptd-{self.name}-", dir=place))
         self.log = self.directory / "log"
@@ -32,7 +33,7 @@ class HttpServer:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -106,7 +107,7 @@ class HttpServer:
             process.wait()
 
     def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=2)
         try:
             connection.request("GET", self.ready_path)
             return connection.getresponse().status == 200

@@ -1,0 +1,10 @@
+"""The figures, in the order of `make bench`. A figure is registered by its line here: the name of its file."""
+
+from __future__ import annotations
+
+FIGURES = (
+    "stall_sync",
+    "durable",
+    "memory",
+    "recovery",
+)
