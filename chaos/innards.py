@@ -6,7 +6,7 @@ Wrong bytes that were hashed after they had become wrong look sound to every has
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import zstandard
 
 from chaos.content import Cells, Filler, Piece, tensors
-from chaos.invariants import FRAME, SEGMENT, ZSTD, sections_of, writers_of
+from chaos.invariants import FRAME, SEGMENT, ZSTD, places_of, sections_of, writers_of
 from chaos.logbook import Committed
 from chaos.objects import Objects
 
@@ -28,7 +28,7 @@ def wrong_contents(objects: Objects, job: str, commit: Committed, seed: int, tot
     fields: dict[str, Any] = msgpack.unpackb(_got(objects, f"{job}/manifest/{commit.manifest}"))
     layout = sections_of(_got(objects, f"{job}/layout/{commit.attempt.partition('.')[0]}/{fields['layout'][0]}"))
     index = sections_of(_got(objects, f"{job}/data/{commit.attempt}/{fields['index'][0]}.idx"))
-    frames = _frames(objects, f"{job}/data/{commit.attempt}/", index)
+    frames = _frames(objects, index, places_of(job, fields))
     known = {tensor.name: tensor for tensor in tensors(seed, total_bytes)}
     places, region, dimension = index["places"][1], 0, 0
     for fqn, count, dimensions in _tensors(layout):
@@ -65,14 +65,14 @@ def _tensors(layout: dict[str, tuple[int, bytes]]) -> Iterator[tuple[str, int, i
         yield layout["fqn_text"][1][start:end].decode(), regions, dimensions
 
 
-def _frames(objects: Objects, prefix: str, index: dict[str, tuple[int, bytes]]) -> list[bytes]:
+def _frames(objects: Objects, index: dict[str, tuple[int, bytes]], places: Sequence[str]) -> list[bytes]:
     """The raw bytes of all frames, in the index's order."""
     names = writers_of(index)
     count, table = index["segments"]
     bodies = []
     for number in range(count):
-        writer, _zero, n, _size = SEGMENT.unpack_from(table, number * SEGMENT.size)
-        bodies.append(_got(objects, f"{prefix}{names[writer]}-{n}.seg"))
+        writer, base, n, _size = SEGMENT.unpack_from(table, number * SEGMENT.size)
+        bodies.append(_got(objects, f"{places[base]}{names[writer]}-{n}.seg"))
     rows, frames = index["frames"]
     found = []
     for number in range(rows):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,7 +21,7 @@ from chaos.objects import Objects
 
 _HEAD = struct.Struct("<8sIIII")
 _SECTION = struct.Struct("<24sQQ")
-SEGMENT = struct.Struct("<IIQQ")  # writer, zero, n, bytes
+SEGMENT = struct.Struct("<IIQQ")  # writer, base (0: own), n, bytes
 FRAME = struct.Struct("<IIQII16s16s")  # segment, codec, offset, stored bytes, raw bytes, raw hash, stored hash
 ZSTD = 1
 _RECENT = 10  # log records that every look reads again; a thorough one reads all
@@ -88,7 +88,10 @@ class Inspector:
             if story.ended.get(commit.seq) == "RETIRE":
                 continue  # retention's work; what it still has may go any time
             if commit.seq not in self.damaged and (thorough or commit.manifest not in self._sound):
-                found = [f"I2: commit {commit.seq}: {problem}" for problem in damages(self._objects, self._job, commit)]
+                found = [
+                    f"I2: commit {commit.seq}: {problem}"
+                    for problem in damages(self._objects, self._job, commit, {one.seq: one.attempt for one in story.commits})
+                ]
                 found = found or [f"I5: commit {commit.seq}: {problem}" for problem in self.contents(commit)]
                 problems += found
                 if not found:
@@ -127,21 +130,28 @@ def wrong_offers(story: Story, offers: Sequence[Offer]) -> list[str]:
     ]
 
 
-def damages(objects: Objects, job: str, commit: Committed) -> Iterator[str]:
-    """What is missing or wrong among a commit's objects."""
+def damages(objects: Objects, job: str, commit: Committed, attempts: Mapping[int, str]) -> Iterator[str]:
+    """What is missing or wrong among a commit's objects. ``attempts``: the log's, by record, of the commits before."""
     manifest = yield from _named(objects, f"{job}/manifest/{commit.manifest}", commit.manifest, None)
     if manifest is None:
         return
     fields: dict[str, Any] = msgpack.unpackb(manifest)
     if (fields["job"], fields["attempt"], fields["parent"]) != (job, commit.attempt, commit.parent):
         yield f"its manifest is one of {fields['job']} {fields['attempt']} after {fields['parent']}"
-    if fields["bases"]:
-        yield "it refers to frames of other commits, which this checker doesn't know"
+    if tuple(seq for seq, _, _ in fields["bases"]) != commit.bases:
+        yield f"its manifest has the bases {fields['bases']}, its record {commit.bases}"
+    wrong = [seq for seq, attempt, _ in fields["bases"] if attempts.get(seq) != attempt]
+    if wrong:
+        yield f"its manifest has other attempts for its bases {wrong} than the log"
     yield from _named(objects, f"{job}/layout/{commit.attempt.partition('.')[0]}/{fields['layout'][0]}", *fields["layout"])
-    place = f"{job}/data/{commit.attempt}/"
-    index = yield from _named(objects, f"{place}{fields['index'][0]}.idx", *fields["index"])
+    index = yield from _named(objects, f"{job}/data/{commit.attempt}/{fields['index'][0]}.idx", *fields["index"])
     if index is not None:
-        yield from _segments(objects, place, sections_of(index))
+        yield from _segments(objects, sections_of(index), places_of(job, fields))
+
+
+def places_of(job: str, manifest: Mapping[str, Any]) -> list[str]:
+    """What keys of segments begin with: own ones, then those of each base."""
+    return [f"{job}/data/{attempt}/" for attempt in (manifest["attempt"], *(attempt for _, attempt, _ in manifest["bases"]))]
 
 
 def _named(objects: Objects, key: str, digest: str, size: int | None) -> Generator[str, None, bytes | None]:
@@ -166,7 +176,7 @@ def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def _segments(objects: Objects, prefix: str, sections: dict[str, tuple[int, bytes]]) -> Iterator[str]:
+def _segments(objects: Objects, sections: dict[str, tuple[int, bytes]], places: Sequence[str]) -> Iterator[str]:
     writers = writers_of(sections)
     rows, table = sections["segments"]
     count, frames = sections["frames"]
@@ -175,8 +185,8 @@ def _segments(objects: Objects, prefix: str, sections: dict[str, tuple[int, byte
         segment, codec, offset, stored, raw, raw_hash, stored_hash = FRAME.unpack_from(frames, i * FRAME.size)
         by_segment.setdefault(segment, []).append((codec, offset, stored, raw, raw_hash, stored_hash))
     for number in range(rows):
-        writer, _, n, size = SEGMENT.unpack_from(table, number * SEGMENT.size)
-        key = f"{prefix}{writers[writer]}-{n}.seg"
+        writer, base, n, size = SEGMENT.unpack_from(table, number * SEGMENT.size)
+        key = f"{places[base]}{writers[writer]}-{n}.seg"
         data = objects.get(key)
         if data is None:
             yield f"{key} is missing"

@@ -29,6 +29,7 @@ class Committed:
     step: int
     manifest: str
     parent: int | None
+    bases: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -196,7 +197,12 @@ def _commit(story: Story, seq: int, attempt: str, body: dict[str, object]) -> No
             f"I8: log record {seq} has parent {parent}, the newest commit was {newest.seq if newest else None}"
         )
     epoch, n, step = int(parts[1]), int(parts[2]), int(parts[3])
-    commit = Committed(seq, attempt, (epoch, n), step, str(body["manifest"]), parent if isinstance(parent, int) else None)
+    live = {commit.seq for commit in story.commits} - story.ended.keys()
+    bases = tuple(body["bases"]) if isinstance(body["bases"], list) else ()
+    if not live >= set(bases):
+        story.problems.append(f"log record {seq} has bases {bases}, of which {sorted(set(bases) - live)} are no live commits")
+    parent = parent if isinstance(parent, int) else None
+    commit = Committed(seq, attempt, (epoch, n), step, str(body["manifest"]), parent, bases)
     if newest is not None and (commit.generation, step) <= (newest.generation, newest.step):
         story.problems.append(f"I10: log record {seq} commits {attempt} after {newest.attempt}")
     story.commits.append(commit)

@@ -61,6 +61,8 @@ def _print(console: Console, job: str, plan: Plan, freed: Freed | None) -> None:
             table.add_row(*cells, since(item.since_seconds, plan.now_seconds).removeprefix("since "), due)
         console.print(table)
     console.print(_summary(job, plan, freed), soft_wrap=True, highlight=False, markup=False)
+    for thing, why in plan.held[:20]:
+        console.print(f"kept: {thing}: {why}", soft_wrap=True, highlight=False)
     for attempt in plan.unsettled[:20]:
         console.print(f"kept: the data of attempt {attempt}, which is neither committed nor given up", soft_wrap=True)
 
@@ -80,6 +82,7 @@ def _plain(job: str, plan: Plan, freed: Freed | None, grace_seconds: float) -> d
         "grace_seconds": grace_seconds,
         "due": [_plain_item(item) for item in plan.due],
         "waiting": [_plain_item(item) for item in plan.waiting],
+        "held": [{"what": str(thing), "why": why} for thing, why in plan.held],
         "unsettled": [str(attempt) for attempt in plan.unsettled],
         "freed": None if freed is None else {"objects": freed.objects, "bytes": freed.size_bytes},
     }

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ckptd.cli.asking import read_manifest
 from ckptd.cli.progress import Shown
+from ckptd.cli.words import records
 from ckptd.commit.catalog import CatalogEntry, Status, catalog
 from ckptd.commit.log import CommitLog
 from ckptd.errors import NotFoundError
@@ -36,6 +37,8 @@ class Listed:
             words.append("newest")
         if entry.pins:
             words.append("pinned by " + " ".join(entry.pins))
+        if entry.base_of:
+            words.append("a base of " + records(entry.base_of))
         if self.manifest is None:
             words.append("manifest gone" if entry.status != Status.LIVE else "MANIFEST GONE OR DAMAGED")
         return ", ".join(words)
@@ -52,11 +55,14 @@ class Listed:
             "newest": entry.newest,
             "pins": list(entry.pins),
             "parent": entry.parent,
+            "bases": [] if manifest is None else [base.seq for base in manifest.bases],
+            "base_of": list(entry.base_of),
             "committed_unix_seconds": self.committed_at,
             "age_seconds": None if self.committed_at is None else max(0.0, time.time() - self.committed_at),
             "world_size": None if manifest is None else manifest.world_size,
             "raw_bytes": None if manifest is None else manifest.raw_bytes,
             "stored_bytes": None if manifest is None else manifest.stored_bytes,
+            "referred_bytes": None if manifest is None else sum(base.stored_bytes for base in manifest.bases),
             "tags": {} if manifest is None else dict(manifest.tags),
         }
 

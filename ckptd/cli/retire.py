@@ -9,6 +9,8 @@ import grpc
 from ckptd.cli.asking import access_of, in_words
 from ckptd.cli.choosing import Seq, Step, check_choice, choose, named
 from ckptd.cli.options import ConfigFile, JobId, StoreUrl, reading_store
+from ckptd.cli.words import records
+from ckptd.commit.catalog import catalog
 from ckptd.commit.leader import read_hint
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import Committer, take_office
@@ -44,12 +46,15 @@ async def _retire(store: Store, settings: Settings, job: str, step: int | None, 
         await probe(store, f"{job}/")
         await check_free(store, job, False, settings.coordinator.lease_seconds, access)
         record = await Committer(log, await take_office(log)).retire(entry.n)
-    pins = sorted((await log.refresh()).pins.get(entry.n, ()))
-    then = (
-        f"it stays readable until {', '.join(pins)} unpin it"
-        if pins
-        else "its objects go after the grace, see `ckptd gc --dry-run`"
-    )
+    now = await log.refresh()
+    pins = sorted(now.pins.get(entry.n, ()))
+    needed = next((one.base_of for one in catalog(now) if one.seq == entry.n), ())
+    if pins:
+        then = f"it stays readable until {', '.join(pins)} unpin it"
+    elif needed:
+        then = f"its objects stay as long as they are needed by {records(needed)}; new checkpoints won't refer to them"
+    else:
+        then = "its objects go after the grace, see `ckptd gc --dry-run`"
     return f"{named(entry)} is retired by record {record}; {then}"
 
 

@@ -143,7 +143,9 @@ def _content(checkpoint: Checkpoint) -> dict[str, Any]:
         "frames": len(index.frames),
         "layout_bytes": manifest.layout.size_bytes,
         "index_bytes": manifest.index.size_bytes,
-        "bases": list(manifest.bases),
+        "bases": [
+            {"record": base.seq, "step": base.attempt.snapshot.step, "bytes": base.stored_bytes} for base in manifest.bases
+        ],
         "by_dtype": {dtype: {"count": counts[dtype], "bytes": size} for dtype, size in sizes.most_common()},
         "largest": [
             {"name": fqn, "dtype": dtype, "shape": shape, "bytes": nbytes, "regions": regions}
@@ -171,9 +173,11 @@ def _print(found: Found, console: Console) -> None:
     content = _content(found.checkpoint)
     say(f"{manifest.world_size} ranks on {content['parts']} nodes ({', '.join(content['nodes'])})")
     say(
-        f"{decimal(manifest.raw_bytes)} raw, {decimal(manifest.stored_bytes)} stored in {content['segments']} segments,"
-        f" {content['frames']} frames"
+        f"{decimal(manifest.raw_bytes)} raw in {content['frames']} frames and {content['segments']} segments,"
+        f" {decimal(manifest.stored_bytes)} of them stored with it"
     )
+    for base in content["bases"]:
+        say(f"  {decimal(base['bytes'])} unchanged since step {base['step']}, record {base['record']}, and lying there")
     for dtype, kind in content["by_dtype"].items():
         say(f"  {dtype}: {kind['count']}, {decimal(kind['bytes'])}")
     if content["largest"]:

@@ -6,13 +6,22 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from google.protobuf.message import Message
 from rich.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="for programs: one JSON document on stdout")]
+
+
+_NAMED: Final = 3
+
+
+def records(numbers: Sequence[int]) -> str:
+    """Log records by their numbers, the last few of them."""
+    few, left = ", ".join(map(str, numbers[-_NAMED:])), len(numbers) - _NAMED
+    return f"record {few}" if len(numbers) == 1 else f"records {few}" + (f" and {left} more" if left > 0 else "")
 
 
 def people() -> Console:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
 import numpy as np
 
-from ckptd.errors import CorruptError
+from ckptd.commit.state import Entry as Commit
+from ckptd.errors import CkptdError, CorruptError
 from ckptd.model.columns import Array
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.frame import FRAME, PLACE
 from ckptd.model.ids import Attempt
-from ckptd.model.index import Index, IndexSegment, check_fits
+from ckptd.model.index import Index, check_fits, decode_index
 from ckptd.model.keys import index_key, layout_key, manifest_key
 from ckptd.model.layout import GLOBAL, Layout, StoredRegion, Tensor
-from ckptd.model.manifest import Manifest, ObjectRef
+from ckptd.model.manifest import BaseRef, Manifest, ObjectRef
 from ckptd.model.part import Entry, Part
 from ckptd.model.records import digest
 from ckptd.model.region import Region, covered_once
+from ckptd.model.segment import Segment
 from ckptd.store.base import Store
 
 NONE_KNOWN: Final[frozenset[str]] = frozenset()
+NO_COMMITS: Final[Mapping[int, Commit]] = {}
 
 # An entry, the place of its part among the parts in writer order.
 _Piece = tuple[Entry, int]
+
+
+class BaseGoneError(CkptdError):
+    """A part refers to a commit that is no live one (any more): this attempt can't be committed, one without it can."""
 
 
 async def assemble(
@@ -35,17 +42,24 @@ async def assemble(
     world_size: int,
     parent: int | None,
     parts: Sequence[Part],
+    commits: Mapping[int, Commit] = NO_COMMITS,
     known_layouts: Set[str] = NONE_KNOWN,
 ) -> tuple[Manifest, str]:
     """Write layout, index and manifest of ``attempt``, in this order; returns the manifest and its hash, for the COMMIT record.
 
-    A layout whose hash is in ``known_layouts`` is in the store already, for this generation.
+    ``commits``: the job's, by log number, in which the parts' bases are looked up. A layout whose hash is in ``known_layouts``
+    is in the store already, for this generation.
 
-    Raises CorruptError when the parts don't make a whole
-    state, and what the store raises. May be repeated: equal parts make equal objects.
+    Raises CorruptError when the parts don't make a whole state, BaseGoneError when a base is no live commit, and what the store
+    raises. May be repeated: equal parts make equal objects.
     """
-    layout, index = merge(parts, world_size)
+    layout, index, bases = merge(parts, world_size)
+    for n in bases:
+        if n not in commits or not commits[n].live:
+            raise BaseGoneError(f"it refers to frames of record {n}, which is no live commit any more attempt={attempt}")
+    stored_bytes = index.stored_by_base()
     layout_body, index_body = layout.encode(), index.encode()
+    decode_index(index_body, layout, len(bases))  # what doesn't fit together must fail here, not in a restore
     manifest = Manifest(
         job=job,
         attempt=attempt,
@@ -54,7 +68,8 @@ async def assemble(
         layout=ObjectRef(digest(layout_body), len(layout_body)),
         index=ObjectRef(digest(index_body), len(index_body)),
         raw_bytes=int(index.places["nbytes"].sum()),
-        stored_bytes=sum(segment.size_bytes for segment in index.segments),
+        stored_bytes=stored_bytes[0],
+        bases=tuple(BaseRef(n, commits[n].attempt, size) for n, size in zip(bases, stored_bytes[1:], strict=True)),
     )
     body = manifest.encode()
     name = digest(body)
@@ -65,8 +80,11 @@ async def assemble(
     return manifest, name
 
 
-def merge(parts: Sequence[Part], world_size: int) -> tuple[Layout, Index]:
-    """The whole state that all parts make up. Raises CorruptError naming what is missing, double or contradictory (I9)."""
+def merge(parts: Sequence[Part], world_size: int) -> tuple[Layout, Index, tuple[int, ...]]:
+    """The whole state that all parts make up, and its bases' log numbers.
+
+    Raises CorruptError naming what is missing, double or contradictory (I9).
+    """
     parts = sorted(parts, key=lambda part: (part.ranks, part.writer))
     _check_ranks(parts, world_size)
     pieces: dict[tuple[str, int], list[_Piece]] = defaultdict(list)
@@ -88,9 +106,10 @@ def merge(parts: Sequence[Part], world_size: int) -> tuple[Layout, Index]:
         regions = tuple(StoredRegion(entry.region, entry.rank, number) for entry, number in stored)
         tensors.append(Tensor(fqn, rank, dtype, shape, len(ordered), regions))
         ordered += stored
-    layout, index = Layout(tensors), _index(parts, ordered)
+    bases = tuple(sorted({n for part in parts for n in part.bases}))
+    layout, index = Layout(tensors), _index(parts, ordered, bases)
     check_fits(index, layout)
-    return layout, index
+    return layout, index, bases
 
 
 def _check_ranks(parts: Sequence[Part], world_size: int) -> None:
@@ -119,22 +138,42 @@ def _few(stored: Sequence[_Piece]) -> str:
     return ", ".join(f"rank {entry.rank}: {entry.region.offsets}+{entry.region.sizes}" for entry, _ in stored[:4])
 
 
-def _index(parts: Sequence[Part], ordered: Sequence[_Piece]) -> Index:
+def _index(parts: Sequence[Part], ordered: Sequence[_Piece], bases: Sequence[int]) -> Index:
     first_frames = np.cumsum([0, *(len(part.frames) for part in parts)]).tolist()
-    first_segments = np.cumsum([0, *(len(part.segments) for part in parts)]).tolist()
+    writers, segments, rows = _segments(parts, bases)
     frames: list[Array] = []
-    for part, first in zip(parts, first_segments, strict=False):
-        rows = part.frames.copy()
-        rows["segment"] += np.uint32(first)
-        frames.append(rows)
+    for part, mapping in zip(parts, rows, strict=True):
+        moved = part.frames.copy()
+        if len(moved):
+            moved["segment"] = np.array(mapping, np.uint32)[moved["segment"]]
+        frames.append(moved)
     places = []
     for entry, number in ordered:
         place = entry.place
         first = place.first_frame + first_frames[number] if place.frame_count else 0
         places.append((place.nbytes, first, place.frame_count, place.frame_offset, 0))
     return Index(
-        writers=tuple(part.writer for part in parts),
-        segments=tuple(IndexSegment(i, s.n, s.size_bytes) for i, part in enumerate(parts) for s in part.segments),
+        writers=writers,
+        segments=segments,
         places=np.array(places, PLACE),
         frames=np.concatenate([np.zeros(0, FRAME), *frames]),
     )
+
+
+def _segments(parts: Sequence[Part], bases: Sequence[int]) -> tuple[tuple[str, ...], tuple[Segment, ...], list[list[int]]]:
+    """(all writers, all segments, for each part which of these its own rows are). Parts may share segments of bases."""
+    own = [part.writer for part in parts]
+    writers = (*own, *sorted({writer for part in parts for writer in part.writers} - set(own)))
+    row_of, number_of = {writer: row for row, writer in enumerate(writers)}, {n: k for k, n in enumerate(bases, 1)}
+    moved = [
+        [
+            Segment(row_of[part.writers[s.writer]], s.n, s.size_bytes, number_of[part.bases[s.base - 1]] if s.base else 0)
+            for s in part.segments
+        ]
+        for part in parts
+    ]
+    mine = [segment for segments in moved for segment in segments if not segment.base]
+    others = {segment for segments in moved for segment in segments if segment.base}
+    table = (*mine, *sorted(others, key=lambda s: (s.base, s.writer, s.n)))
+    place = {segment: row for row, segment in enumerate(table)}
+    return writers, table, [[place[segment] for segment in segments] for segments in moved]

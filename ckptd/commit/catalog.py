@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,7 +21,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One commit: ``seq`` is its number in the log and its name everywhere. ``newest``: a restore would take this one."""
+    """One commit: ``seq`` is its number in the log and its name everywhere. ``newest``: a restore would take this one.
+
+    ``base_of``: the log numbers of live or pinned commits that refer to its frames.
+    """
 
     seq: int
     attempt: Attempt
@@ -29,6 +33,7 @@ class CatalogEntry:
     status: Status
     newest: bool
     pins: tuple[str, ...]
+    base_of: tuple[int, ...]
 
     @property
     def step(self) -> int:
@@ -44,6 +49,11 @@ class CatalogEntry:
 def catalog(state: State) -> tuple[CatalogEntry, ...]:
     """All counted commits in log order, whatever became of them."""
     newest = restore_candidate(state)
+    base_of = defaultdict[int, list[int]](list)
+    for entry in state.commits.values():
+        if entry.live or entry.n in state.pins:
+            for base in entry.bases:
+                base_of[base].append(entry.n)
     return tuple(
         CatalogEntry(
             seq=entry.n,
@@ -53,6 +63,7 @@ def catalog(state: State) -> tuple[CatalogEntry, ...]:
             status=_status(entry),
             newest=entry is newest,
             pins=tuple(sorted(state.pins.get(entry.n, ()))),
+            base_of=tuple(base_of.get(entry.n, ())),
         )
         for entry in state.commits.values()
     )

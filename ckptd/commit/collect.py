@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeVar
 
+from ckptd.commit.catalog import Status, catalog
 from ckptd.commit.fold import collectable
 from ckptd.commit.state import State
 from ckptd.errors import CorruptError, NotFoundError
@@ -96,7 +97,8 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``due`` may be deleted now, ``waiting`` when its time comes. ``unsettled``: attempts with data and without a COMMIT or
-    ABORT, which nobody may delete. ``more``: there is more that is due than this plan has room for.
+    ABORT, which nobody may delete. ``held``: retired or quarantined checkpoints that must stay, and why. ``more``: there is
+    more that is due than this plan has room for.
     """
 
     now_seconds: float
@@ -104,6 +106,7 @@ class Plan:
     waiting: tuple[Item, ...]
     unsettled: tuple[Attempt, ...]
     more: bool
+    held: tuple[tuple[Thing, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,15 @@ def deletable(state: State, present: Present) -> Iterator[tuple[Thing, int, str]
             yield Thing(Kind.LAYOUT, generation=generation), at, "its generation has ended and its checkpoints are gone"
 
 
+def held(state: State) -> Iterator[tuple[Thing, str]]:
+    """The checkpoints that ended and whose data must stay, and why. Pure."""
+    for one in catalog(state):
+        reasons = [f"pinned by {', '.join(one.pins)}"] if one.pins else []
+        reasons += [f"record {n} refers to its data" for n in one.base_of[-1:]]
+        if one.status is not Status.LIVE and reasons:
+            yield Thing(Kind.COMMIT, one.seq, one.attempt, manifest=one.manifest), " and ".join(reasons)
+
+
 async def make_plan(
     store: Store,
     job: str,
@@ -198,7 +210,8 @@ async def make_plan(
         (due if item.due_seconds <= now else waiting).append(item)
     unknown = present.attempts - state.committed.keys() - state.aborted.keys()
     unsettled = tuple(sorted(attempt for attempt in unknown if not state.forgets(attempt)))
-    return Plan(now, tuple(due), tuple(waiting), unsettled, max_objects is not None and taken >= max_objects)
+    more = max_objects is not None and taken >= max_objects
+    return Plan(now, tuple(due), tuple(waiting), unsettled, more, tuple(held(state)))
 
 
 async def store_time(store: Store, job: str) -> float:

@@ -114,7 +114,7 @@ class Collectable:
     """What may be deleted for good at a state (PROTOCOLS 4.7), and therefore at every later one (I6).
 
     Each answer is the number of the record from whose Last-Modified the grace counts, or None: it must stay. Kept is every
-    live or pinned commit, and whatever those reach. An attempt of which the log says nothing stays, however old, until a
+    live or pinned commit, and every base of one. An attempt of which the log says nothing stays, however old, until a
     FORGET passes it.
     """
 

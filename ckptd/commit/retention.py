@@ -5,7 +5,8 @@ A commit is kept when any of these says so, and retired when none does:
 - it is one of the newest ``keep_last`` live ones, in log order; so the newest one is never retired;
 - it is the first of its ``keep_every_steps`` steps: among the live commits from step k × n to step (k + 1) × n - 1, k ≥ 1, the
   one with the lowest step (the later one in the log, where a step came again). So n need not be a multiple of the schedule;
-- somebody pins it.
+- somebody pins it;
+- it is a base of one that is kept for another reason than this: only live commits may be bases of the next ones.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def choose(state: State, retention: Retention) -> tuple[Choice, ...]:
     live = [entry for entry in state.commits.values() if entry.live]
     last = {entry.n for entry in live[-retention.keep_last :]}  # all of them for 0
     milestones = _milestones(live, retention.keep_every_steps)
-    return tuple(_choice(state, entry, entry.n in last, entry.n in milestones, retention) for entry in live)
+    reasons = {entry.n: _reason(state, entry, entry.n in last, entry.n in milestones, retention) for entry in live}
+    base_of = {n: entry for entry in live if reasons[entry.n] is not None for n in entry.bases}
+    return tuple(_choice(entry, reasons[entry.n], base_of.get(entry.n), retention) for entry in live)
 
 
 def next_to_retire(state: State, retention: Retention) -> int | None:
@@ -70,13 +73,20 @@ def _milestones(live: list[Entry], every_steps: int) -> set[int]:
     return {entry.n for entry in first.values()}
 
 
-def _choice(state: State, entry: Entry, last: bool, milestone: bool, retention: Retention) -> Choice:
+def _reason(state: State, entry: Entry, last: bool, milestone: bool, retention: Retention) -> str | None:
+    """Why it is kept for its own sake, if it is."""
     if not retention.keep_last:
-        return Choice(entry, False, "all are kept")
+        return "all are kept"
     if last:
-        return Choice(entry, False, f"one of the last {retention.keep_last}")
+        return f"one of the last {retention.keep_last}"
     if milestone:
-        return Choice(entry, False, f"the first of {retention.keep_every_steps} steps")
-    if entry.n in state.pins:
-        return Choice(entry, False, f"pinned by {', '.join(sorted(state.pins[entry.n]))}")
+        return f"the first of {retention.keep_every_steps} steps"
+    return f"pinned by {', '.join(sorted(state.pins[entry.n]))}" if entry.n in state.pins else None
+
+
+def _choice(entry: Entry, reason: str | None, base_of: Entry | None, retention: Retention) -> Choice:
+    if reason is not None:
+        return Choice(entry, False, reason)
+    if base_of is not None:
+        return Choice(entry, False, f"a base of step {base_of.attempt.snapshot.step}")
     return Choice(entry, True, f"not one of the last {retention.keep_last}")

@@ -8,7 +8,7 @@ is refused before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,7 +69,7 @@ class State:
 
     ``last`` is the hash of record ``tail``'s bytes. ``commits`` are by log number, in log order. ``committed`` and ``aborted``
     tell which record resolved an attempt. ``pins`` are by log number of the commit; a commit without pins has no entry. The
-    parent of a commit, and the bases of one that isn't kept, may be forgotten.
+    parent of a commit, and the bases of one that is neither live nor pinned, may be forgotten.
     """
 
     tail: int = -1
@@ -97,11 +97,13 @@ class State:
         return before is not None and attempt.snapshot < before and attempt not in self.committed
 
     def kept(self) -> set[int]:
-        """Log numbers of all live and pinned commits, and of whatever those reach through bases of bases.
+        """Log numbers of all live and pinned commits, and of their bases.
 
-        What isn't kept never is again: a new COMMIT's bases are live, and so is what a PIN names.
+        Not of the bases' bases: a COMMIT names every commit in whose data its frames lie. What isn't kept never is again: a new
+        COMMIT's bases are live, and so is what a PIN names.
         """
-        return _reach(self.commits, (n for n, entry in self.commits.items() if entry.live or n in self.pins))
+        roots = [entry for n, entry in self.commits.items() if entry.live or n in self.pins]
+        return {n for entry in roots for n in (entry.n, *entry.bases)}
 
 
 EMPTY: Final = State()
@@ -227,26 +229,13 @@ def _check_forgotten(state: State) -> None:
         if not state.commits.keys() >= links:
             raise CorruptError("a commit's parent or base is none")
         return
-    try:
-        state.kept()
-    except KeyError:
-        raise CorruptError("a base of a commit that is kept is none") from None
+    if not state.commits.keys() >= state.kept():
+        raise CorruptError("a base of a commit that is live or pinned is none")
     # What was kept and was over only later is still there.
     later = [entry.attempt for n, entry in state.commits.items() if n > state.forgotten.n]
     before = state.forgotten.before
     if not state.commits or any(attempt.snapshot < before for attempt in (*later, *state.aborted)):
         raise CorruptError("it remembers what it forgot")
-
-
-def _reach(commits: Mapping[int, Entry], roots: Iterable[int]) -> set[int]:
-    reached: set[int] = set()
-    todo = list(roots)
-    while todo:
-        n = todo.pop()
-        if n not in reached:
-            reached.add(n)
-            todo.extend(commits[n].bases)
-    return reached
 
 
 def _read_aborted(value: object, following: int) -> dict[Attempt, int]:

@@ -7,12 +7,14 @@ outcome is unknown. An attempt's outcome is what the log says, not what was aske
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
+from ckptd.commit.assemble import BaseGoneError
+from ckptd.commit.bases import Use, Uses, referable
 from ckptd.commit.fold import restore_candidate
 from ckptd.commit.log import CommitLog, RecordRefusedError
 from ckptd.commit.office import Committer, pin
@@ -25,8 +27,18 @@ from ckptd.model.ids import NO_GENERATION, Attempt, Generation
 
 RETRY_SECONDS = 0.5
 
-# (attempt, world size, the commit that it descends from, encoded parts) → (manifest's hash, commits that it refers to)
-Assemble = Callable[[Attempt, int, int | None, Sequence[bytes]], Awaitable[tuple[str, Sequence[int]]]]
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A manifest's hash, and the stored bytes that it wrote itself. ``uses``: what it needs of each of its bases."""
+
+    manifest: str
+    own_bytes: int = 0
+    uses: Mapping[int, Use] = field(default_factory=dict)
+
+
+# (attempt, world size, the commit that it descends from, encoded parts, the log's commits)
+Assemble = Callable[[Attempt, int, int | None, Sequence[bytes], Mapping[int, Entry]], Awaitable[Assembled]]
 _log = structlog.get_logger(__name__)
 
 
@@ -86,6 +98,8 @@ class LogWorker:
         self._confirm = confirm
         self._clock = clock
         self._jobs: asyncio.Queue[LogJob] = asyncio.Queue()
+        self._uses: Uses | None = None  # of the last commit that is ours
+        self._referable: tuple[tuple[int, int | None], tuple[int, ...]] = ((-2, None), ())
         self.report: Callable[[LogResult], None] = lambda _result: None
 
     def submit(self, job: LogJob) -> None:
@@ -109,6 +123,13 @@ class LogWorker:
         previous = next((entry for entry in reversed(entries) if entry.live and entry.n < after), None)
         bad = tuple(_target(entry) for entry in entries if entry.n > after and entry.quarantined_at is not None)
         return (NOTHING if previous is None else _target(previous)), bad
+
+    def referable(self, without: int | None) -> tuple[int, ...]:
+        """The commits whose frames new snapshots may refer to; ``without`` is about to be put aside."""
+        asked = (self._log.state.tail, without)
+        if self._referable[0] != asked:
+            self._referable = (asked, referable(self._log.state, self._uses, without))
+        return self._referable[1]
 
     def candidate(self) -> tuple[Target, Generation]:
         """The commit to restore, by the log as we last read it, and the generation that made it."""
@@ -168,19 +189,23 @@ class LogWorker:
             return known
         live = [entry.n for entry in self._log.state.commits.values() if entry.live and entry.n != job.over]
         parent_seq = max(live, default=None)
+        commits = {n: entry for n, entry in self._log.state.commits.items() if n != job.over}
         try:
-            manifest, bases = await self._assemble(job.attempt, job.world_size, parent_seq, job.parts)
+            made = await self._assemble(job.attempt, job.world_size, parent_seq, job.parts, commits)
         except StoreError:
             raise
+        except BaseGoneError as error:
+            return await self._abort(job.attempt, str(error))
         except (CorruptError, ResourceError, ValueError) as error:
             _log.error("a snapshot's parts don't fit together", attempt=str(job.attempt), error=str(error))
             return await self._abort(job.attempt, f"its parts don't fit together: {error}")
         if job.over is not None:
             await self._quarantine(job.over, f"worlds that restored it failed; {job.attempt} came about without it")
         try:
-            seq = await self._committer.commit(job.attempt, manifest, bases, parent_seq)
+            seq = await self._committer.commit(job.attempt, made.manifest, tuple(made.uses), parent_seq)
         except RecordRefusedError as error:
             return await self._abort(job.attempt, f"the log refused it: {error}")
+        self._uses = Uses(seq, made.own_bytes, made.uses)
         return Outcome(seq, "")
 
     async def _abort(self, attempt: Attempt, reason: str) -> Outcome:

@@ -76,6 +76,8 @@ class LogView(Protocol):
 
     def beside(self) -> tuple[Target, tuple[Target, ...]]: ...
 
+    def referable(self, without: int | None) -> tuple[int, ...]: ...
+
 
 class Engine:
     """State, decisions and links of one job. ``wake`` is called when ``step`` should run soon."""
@@ -206,6 +208,7 @@ class Engine:
             self._note(urgent)
         else:
             raise AssertionError("decide() wants the same thing again and again")
+        self.state.bases = self._log.referable(self.state.stepped_over)
         self._tell()
         self.troubles.only(troubles_of(now, self.state, self._options, self.metrics.store.hanging()))
         self.metrics.watch(self.state.world, now)

@@ -287,15 +287,17 @@ class State:
     ``permit_seconds`` is when log[tail + 1] was last seen absent for a formation; ``held`` are messages about a generation that
     may yet be adopted; ``order`` is the last world's nodes by node rank.
 
-    ``previous`` is the live commit before the candidate, ``bad`` are quarantined ones after it. ``fruitless`` counts failed
-    worlds since the last commit, ``failures`` are the last of them; ``stepped_over`` is a commit that is done without, as a
-    try. ``failed``: the job was not completed but stopped, ``stopped_agents`` heard of it: another one begins anew.
+    ``bases`` are the commits whose frames new snapshots may refer to; ``previous`` is the live commit before the candidate,
+    ``bad`` are quarantined ones after it. ``fruitless`` counts failed worlds since the last commit, ``failures`` are the last
+    of them; ``stepped_over`` is a commit that is done without, as a try. ``failed``: the job was not completed but stopped,
+    ``stopped_agents`` heard of it: another one begins anew.
     """
 
     epoch: int
     started_seconds: float
     candidate: Target = NOTHING
     candidate_generation: Generation = NO_GENERATION
+    bases: tuple[int, ...] = ()
     previous: Target = NOTHING
     bad: tuple[Target, ...] = ()
     fruitless: int = 0

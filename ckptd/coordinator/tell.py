@@ -27,6 +27,7 @@ def messages_for(state: State, node: Node, waits: Mapping[str, str]) -> Iterator
     ``waits``: by topic, what nothing can be done about yet, and why.
     """
     world = state.world
+    yield ("bases", state.bases), lambda: pb.ToNode(bases=pb.Bases(seqs=state.bases))
     for attempt, outcome in state.outcomes.items():
         yield ("outcome", attempt), partial(_outcome, attempt, outcome)
     if state.release is not None:

@@ -34,6 +34,7 @@ _ALIGN = 8
 
 U1 = np.dtype("u1")
 U4 = np.dtype("<u4")
+U8 = np.dtype("<u8")
 I8 = np.dtype("<i8")
 
 Array = NDArray[Any]

@@ -35,10 +35,13 @@ PLACE: Final = np.dtype(
 )
 
 
-def check_frames(form: Format, frames: Array, segment_bytes: Array) -> None:
-    """Raise CorruptError unless the frames fill the segments without gap or overlap, in order, within all bounds."""
+def check_frames(form: Format, frames: Array, segments: Array) -> None:
+    """Raise CorruptError unless all is within bounds, own frames fill the own segments in order, and others don't overlap.
+
+    ``segments`` are rows of `segment.SEGMENT`: own ones first. Every one has a frame here.
+    """
     if not len(frames):
-        if len(segment_bytes):
+        if len(segments):
             raise form.bad("a segment without frames")
         return
     raw, stored = frames["raw_bytes"].astype(np.int64), frames["stored_bytes"].astype(np.int64)
@@ -49,18 +52,39 @@ def check_frames(form: Format, frames: Array, segment_bytes: Array) -> None:
         raise form.bad(f"unknown codec; damaged, or written by a newer ckptd: {sorted(unknown)}")
     if (stored != raw)[frames["codec"] == RAW].any():
         raise form.bad("a raw frame is stored as it is")
-    # Frames go on in the same segment, or begin the next one.
-    number = frames["segment"].astype(np.int64)
+    if np.unique(frames["segment"]).tolist() != list(range(len(segments))):
+        raise form.bad("a segment without frames, or a frame without a segment")
+    count = int((segments["base"] == 0).sum())
+    own = frames["segment"] < count
+    if count:
+        _check_own(form, frames[own], segments["size_bytes"][:count])
+    if count < len(segments):
+        _check_others(form, frames[~own], segments["size_bytes"])
+
+
+def _check_own(form: Format, frames: Array, segment_bytes: Array) -> None:
+    """Frames go on in the same segment, or begin the next one."""
+    number, stored = frames["segment"].astype(np.int64), frames["stored_bytes"].astype(np.int64)
     steps = np.diff(number, prepend=-1)
     ends = np.cumsum(stored)
-    if not np.isin(steps, (0, 1)).all() or steps[0] != 1 or number[-1] != len(segment_bytes) - 1:
+    if not np.isin(steps, (0, 1)).all():
         raise form.bad("frames are not in the order of their segments")
     starts = (ends - stored)[steps == 1]
     if (frames["offset"] != (ends - stored - starts[number]).astype(np.uint64)).any():
         raise form.bad("frames don't follow each other")
-    sizes = np.diff(np.append(starts, ends[-1]))
-    if (sizes.astype(np.uint64) != segment_bytes).any() or sizes.max() > max(MAX_SEGMENT_BYTES, int(stored.max())):
+    if (np.diff(np.append(starts, ends[-1])).astype(np.uint64) != segment_bytes).any():
         raise form.bad("a segment's size is not that of its frames")
+
+
+def _check_others(form: Format, frames: Array, segment_bytes: Array) -> None:
+    """They lie within their segments, each in a place of its own."""
+    frames = frames[np.lexsort((frames["offset"], frames["segment"]))]
+    stored, sizes = frames["stored_bytes"].astype(np.uint64), segment_bytes[frames["segment"]]
+    if ((frames["offset"] > sizes) | (stored > sizes - np.minimum(frames["offset"], sizes))).any():
+        raise form.bad("a frame lies outside of its segment")
+    same = frames["segment"][1:] == frames["segment"][:-1]
+    if (frames["offset"][1:] < (frames["offset"] + stored)[:-1])[same].any():
+        raise form.bad("frames of a base overlap")
 
 
 def check_places(form: Format, places: Array, frames: Array) -> None:

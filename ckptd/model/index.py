@@ -18,33 +18,25 @@ from ckptd.model.dtypes import OBJECT, item_bytes
 from ckptd.model.frame import FRAME, PLACE, check_frames, check_places
 from ckptd.model.keys import check_writer
 from ckptd.model.layout import Layout
-from ckptd.model.records import is_number
-
-_SEGMENT: Final = np.dtype([("writer", "<u4"), ("zero", "<u4"), ("n", "<u8"), ("size_bytes", "<u8")])
+from ckptd.model.segment import SEGMENT, Segment, read_segments, segment_rows
 
 _FORMAT: Final = Format(
     "an index",
     b"CKPTINDX",
-    (("writer_ends", I8), ("writer_text", U1), ("segments", _SEGMENT), ("places", PLACE), ("frames", FRAME)),
+    (("writer_ends", I8), ("writer_text", U1), ("segments", SEGMENT), ("places", PLACE), ("frames", FRAME)),
     limit_bytes=1 << 30,
 )
 
 
-@dataclass(frozen=True, slots=True)
-class IndexSegment:
-    """Segment ``n`` of a writer (its place in the table of writers), and its size in bytes."""
-
-    writer: int
-    n: int
-    size_bytes: int
-
-
 @dataclass(frozen=True, eq=False)
 class Index:
-    """``places`` has one row of `frame.PLACE` per region of the layout; ``frames`` are rows of `frame.FRAME`."""
+    """``places`` has one row of `frame.PLACE` per region of the layout; ``frames`` are rows of `frame.FRAME`.
+
+    A segment's ``base`` counts in the bases of the checkpoint's manifest.
+    """
 
     writers: tuple[str, ...]
-    segments: tuple[IndexSegment, ...]
+    segments: tuple[Segment, ...]
     places: Array
     frames: Array
 
@@ -53,32 +45,36 @@ class Index:
         """Where each frame begins in all raw bytes of the checkpoint, and where the last one ends."""
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.frames["raw_bytes"], dtype=np.int64)])
 
+    def stored_by_base(self) -> list[int]:
+        """Stored bytes of the frames that are this checkpoint's own, then of those of each of its bases."""
+        bases = np.array([segment.base for segment in self.segments], np.int64)
+        sums = np.zeros(bases.max(initial=0) + 1, np.int64)
+        np.add.at(sums, bases[self.frames["segment"]], self.frames["stored_bytes"])
+        found: list[int] = sums.tolist()
+        return found
+
     def encode(self) -> bytes:
         """Its bytes; equal indexes have equal bytes."""
         ends, text = pack_texts(self.writers)
-        rows = [(segment.writer, 0, segment.n, segment.size_bytes) for segment in self.segments]
         return _FORMAT.encode(
             {
                 "writer_ends": ends,
                 "writer_text": text,
-                "segments": np.array(rows, _SEGMENT),
+                "segments": segment_rows(self.segments),
                 "places": self.places,
                 "frames": self.frames,
             }
         )
 
 
-def decode_index(data: bytes, layout: Layout) -> Index:
-    """Read the index of a checkpoint with this layout. Raises CorruptError for whatever can't be one."""
+def decode_index(data: bytes, layout: Layout, bases: int) -> Index:
+    """Read the index of a checkpoint with this layout and so many bases. Raises CorruptError for whatever can't be one."""
     columns = _FORMAT.decode(data)
-    writers = tuple(check_writer(writer) for writer in unpack_texts(_FORMAT, columns["writer_ends"], columns["writer_text"]))
-    rows = columns["segments"]
-    segments = tuple(IndexSegment(writer, n, size_bytes) for writer, _, n, size_bytes in rows.tolist())
-    if rows["zero"].any() or not all(s.writer < len(writers) and is_number(s.n) for s in segments):
-        raise _FORMAT.bad("a segment is out of bounds")
-    if len(set(writers)) < len(writers) or len({(s.writer, s.n) for s in segments}) < len(segments):
-        raise _FORMAT.bad("a writer or a segment stands there twice")
-    check_frames(_FORMAT, columns["frames"], rows["size_bytes"])
+    writers = tuple(map(check_writer, unpack_texts(_FORMAT, columns["writer_ends"], columns["writer_text"])))
+    segments = read_segments(_FORMAT, columns["segments"], len(writers), bases)
+    if len(set(writers)) < len(writers):
+        raise _FORMAT.bad("a writer stands there twice")
+    check_frames(_FORMAT, columns["frames"], columns["segments"])
     check_places(_FORMAT, columns["places"], columns["frames"])
     index = Index(writers, segments, columns["places"], columns["frames"])
     check_fits(index, layout)

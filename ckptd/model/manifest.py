@@ -34,10 +34,19 @@ class ObjectRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """``parent`` is the log number of the commit before; ``bases`` of those whose frames are referred to.
+class BaseRef:
+    """A commit whose frames are referred to: its log number, whose attempt's data they lie in, and their stored bytes."""
 
-    ``raw_bytes`` is what the trainers' state has, ``stored_bytes`` what the segments have.
+    seq: int
+    attempt: Attempt
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``parent`` is the log number of the commit before; ``bases`` are the commits whose frames are referred to.
+
+    ``raw_bytes`` is what the trainers' state has, ``stored_bytes`` what its own segments have.
     """
 
     job: str
@@ -48,7 +57,7 @@ class Manifest:
     index: ObjectRef
     raw_bytes: int
     stored_bytes: int
-    bases: tuple[int, ...] = ()
+    bases: tuple[BaseRef, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -67,7 +76,7 @@ class Manifest:
             "attempt": str(self.attempt),
             "world_size": self.world_size,
             "parent": self.parent,
-            "bases": list(self.bases),
+            "bases": [[base.seq, str(base.attempt), base.stored_bytes] for base in self.bases],
             "layout": [self.layout.hash, self.layout.size_bytes],
             "index": [self.index.hash, self.index.size_bytes],
             "raw_bytes": self.raw_bytes,
@@ -87,7 +96,7 @@ def decode_manifest(data: bytes) -> Manifest:
             attempt=Attempt.parse(fields["attempt"]),
             world_size=fields["world_size"],
             parent=fields["parent"],
-            bases=tuple(fields["bases"]),
+            bases=tuple(BaseRef(seq, Attempt.parse(attempt), size) for seq, attempt, size in fields["bases"]),
             layout=ObjectRef(*fields["layout"]),
             index=ObjectRef(*fields["index"]),
             raw_bytes=fields["raw_bytes"],
@@ -132,9 +141,12 @@ def _problem(manifest: Manifest) -> str | None:
         return "bad hash"
     if not (manifest.parent is None or is_number(manifest.parent)):
         return "bad parent"
-    bases = manifest.bases
-    if len(bases) > MAX_BASES or not all(map(is_number, bases)) or list(bases) != sorted(set(bases)):
-        return f"bases are at most {MAX_BASES} ascending numbers"
+    bases = [base.seq for base in manifest.bases]
+    sizes = [base.stored_bytes for base in manifest.bases]
+    if len(bases) > MAX_BASES or not all(map(is_number, bases + sizes)) or bases != sorted(set(bases)):
+        return f"bases are at most {MAX_BASES}, by ascending numbers"
+    if bases and (manifest.parent is None or bases[-1] > manifest.parent):
+        return "a base comes after the parent"
     texts = (*manifest.tags, *manifest.tags.values())
     if len(manifest.tags) > MAX_TAGS or not all(isinstance(text, str) and len(text) <= MAX_TAG_CHARACTERS for text in texts):
         return f"tags are at most {MAX_TAGS} short texts"

@@ -1,6 +1,6 @@
-"""A part: what one writer stored for one attempt (PROTOCOLS 3). The coordinator makes a checkpoint of all parts.
+"""A part: what one writer stored for one attempt, and what it refers to (PROTOCOLS 3).
 
-It is a column file (see `columns`) with the magic "CKPTPART".
+The coordinator makes a checkpoint of all parts. It is a column file (see `columns`) with the magic "CKPTPART".
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from typing import Final
 import numpy as np
 
 from ckptd.errors import CorruptError
-from ckptd.model.columns import I8, U1, U4, Array, Dims, Format, pack_texts, unpack_texts
+from ckptd.model.columns import I8, U1, U4, U8, Array, Dims, Format, pack_texts, unpack_texts
 from ckptd.model.dtypes import OBJECT, dtype_code, dtype_name, item_bytes
 from ckptd.model.frame import FRAME, PLACE, check_frames, check_places
 from ckptd.model.keys import check_writer
-from ckptd.model.records import is_number
+from ckptd.model.records import MAX_BASES, is_number
 from ckptd.model.region import Region
+from ckptd.model.segment import SEGMENT, Segment, read_segments, segment_rows
 
-_SEGMENT: Final = np.dtype([("n", "<u8"), ("size_bytes", "<u8")])
 _ENTRY: Final = np.dtype([("rank", "<u4"), ("own", "u1"), ("dtype", "u1"), ("ndim", "u1"), ("zero", "u1")])
 
 _FORMAT: Final = Format(
     "a part",
     b"CKPTPART",
     (
-        ("writer", U1),
+        ("writer_ends", I8),
+        ("writer_text", U1),
         ("ranks", U4),
-        ("segments", _SEGMENT),
+        ("bases", U8),
+        ("segments", SEGMENT),
         ("frames", FRAME),
         ("entries", _ENTRY),
         ("places", PLACE),
@@ -67,35 +69,40 @@ class Entry:
     place: Place
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Segment ``n`` of its writer, and its size in bytes."""
-
-    n: int
-    size_bytes: int
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """``ranks``: whose state it is, all of it. ``frames``: rows of `frame.FRAME`, in the order of the segments."""
+    """``writers``: its own name, then those of others whose segments it refers to. ``ranks``: whose state it is, all of it.
 
-    writer: str
+    ``bases``: ascending log numbers of the commits whose segments it refers to. ``frames``: rows of `frame.FRAME`, in the order
+    in which the state was cut.
+    """
+
+    writers: tuple[str, ...]
     ranks: tuple[int, ...]
+    bases: tuple[int, ...]
     segments: tuple[Segment, ...]
     frames: Array
     entries: tuple[Entry, ...]
+
+    @property
+    def writer(self) -> str:
+        """Who wrote it."""
+        return self.writers[0]
 
     def encode(self) -> bytes:
         """Its bytes; equal parts have equal bytes."""
         entries = self.entries
         ends, text = pack_texts([entry.fqn for entry in entries])
+        writer_ends, writer_text = pack_texts(self.writers)
         rows = [(e.rank, e.scope == "rank", dtype_code(e.dtype), len(e.shape), 0) for e in entries]
         places = [(p.nbytes, p.first_frame, p.frame_count, p.frame_offset, 0) for p in (entry.place for entry in entries)]
         return _FORMAT.encode(
             {
-                "writer": np.frombuffer(self.writer.encode(), U1),
+                "writer_ends": writer_ends,
+                "writer_text": writer_text,
                 "ranks": np.array(self.ranks, U4),
-                "segments": np.array([(segment.n, segment.size_bytes) for segment in self.segments], _SEGMENT),
+                "bases": np.array(self.bases, U8),
+                "segments": segment_rows(self.segments),
                 "frames": self.frames,
                 "entries": np.array(rows, _ENTRY),
                 "places": np.array(places, PLACE),
@@ -111,19 +118,22 @@ class Part:
     def decode(cls, data: bytes) -> Part:
         """Read a part. Raises CorruptError for whatever `encode` can't have written; allocates in proportion to ``data``."""
         columns = _FORMAT.decode(data)
-        try:
-            writer = check_writer(columns["writer"].tobytes().decode("ascii"))
-        except UnicodeDecodeError:
-            raise _FORMAT.bad("the writer's name is not ASCII") from None
-        segments = tuple(Segment(n, size_bytes) for n, size_bytes in columns["segments"].tolist())
-        if not all(is_number(segment.n) for segment in segments) or len({s.n for s in segments}) < len(segments):
-            raise _FORMAT.bad("segment numbers are out of bounds or not unique")
+        writers = tuple(map(check_writer, unpack_texts(_FORMAT, columns["writer_ends"], columns["writer_text"])))
+        bases = tuple(columns["bases"].tolist())
+        if not all(map(is_number, bases)) or list(bases) != sorted(set(bases)) or len(bases) > MAX_BASES:
+            raise _FORMAT.bad(f"bases are at most {MAX_BASES} ascending numbers")
+        segments = read_segments(_FORMAT, columns["segments"], len(writers), len(bases))
+        needed = {0} | {segment.writer for segment in segments if segment.base}
+        if needed != set(range(len(writers))) or len(set(writers)) < len(writers):
+            raise _FORMAT.bad("a writer stands there twice, or for nothing")
+        if any(segment.writer for segment in segments if not segment.base):
+            raise _FORMAT.bad("an own segment is of another writer")
         ranks = tuple(columns["ranks"].tolist())
         if list(ranks) != sorted(set(ranks)):
             raise _FORMAT.bad("ranks ascend")
-        check_frames(_FORMAT, columns["frames"], columns["segments"]["size_bytes"])
+        check_frames(_FORMAT, columns["frames"], columns["segments"])
         check_places(_FORMAT, columns["places"], columns["frames"])
-        return cls(writer, ranks, segments, columns["frames"], _entries(columns, set(ranks)))
+        return cls(writers, ranks, bases, segments, columns["frames"], _entries(columns, set(ranks)))
 
 
 def _entries(columns: dict[str, Array], ranks: set[int]) -> tuple[Entry, ...]:

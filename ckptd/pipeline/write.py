@@ -26,8 +26,9 @@ from ckptd.model.dtypes import OBJECT, item_bytes
 from ckptd.model.frame import FRAME, MAX_FRAME_BYTES, MAX_SEGMENT_BYTES
 from ckptd.model.ids import Attempt
 from ckptd.model.keys import segment_key
-from ckptd.model.part import Entry, Part, Segment
+from ckptd.model.part import Entry, Part
 from ckptd.model.region import Region
+from ckptd.model.segment import Segment
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.frames import Extent, FrameCut, cut, group
 from ckptd.pipeline.loans import Bodies, Loan, all_returned
@@ -112,12 +113,12 @@ async def write_part(
         await all_returned(loans, error)
         raise
     await all_returned(loans, None)
-    segments = [Segment(n, size_bytes) for n, size_bytes in zip(keys, upload.sizes_bytes, strict=True)]
+    segments = [Segment(0, n, size_bytes) for n, size_bytes in zip(keys, upload.sizes_bytes, strict=True)]
     placed = tuple(
         Entry(rank, item.fqn, item.scope, item.dtype, item.shape, Region(item.offsets, item.sizes), place)
         for (rank, item), place in zip(entries, places, strict=True)
     )
-    return Part(writer, tuple(sorted(source.rank for source in sources)), tuple(segments), upload.rows, placed)
+    return Part((writer,), tuple(sorted(source.rank for source in sources)), (), tuple(segments), upload.rows, placed)
 
 
 class _Upload:

@@ -11,7 +11,7 @@ from ckptd.commit.state import Entry
 from ckptd.errors import CorruptError, NotFoundError
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.index import Index, decode_index
-from ckptd.model.keys import index_key, layout_key, manifest_key
+from ckptd.model.keys import index_key, layout_key, manifest_key, segment_key
 from ckptd.model.layout import Layout, decode_layout
 from ckptd.model.manifest import MAX_MANIFEST_BYTES, Manifest, ObjectRef, decode_manifest
 from ckptd.model.records import digest
@@ -28,6 +28,12 @@ class Checkpoint:
     manifest: Manifest
     layout: Layout
     index: Index
+
+    def segment_key(self, row: int) -> str:
+        """Where the segment in this row of the index lies: in this checkpoint's own data, or in that of one of its bases."""
+        segment, manifest = self.index.segments[row], self.manifest
+        attempt = manifest.bases[segment.base - 1].attempt if segment.base else manifest.attempt
+        return segment_key(manifest.job, attempt, self.index.writers[segment.writer], segment.n)
 
     def tensors(self) -> list[tuple[str, int, str, tuple[int, ...]]]:
         """(FQN, owning rank or -1, dtype, shape) of every tensor."""
@@ -79,10 +85,12 @@ async def open_manifest(store: Store, job: str, manifest_hash: str) -> Manifest:
 
 def check_entry(manifest: Manifest, entry: Entry) -> None:
     """Raise CorruptError unless the manifest says of itself what its COMMIT record says."""
-    if (manifest.attempt, manifest.parent) != (entry.attempt, entry.parent):
+    bases = tuple(base.seq for base in manifest.bases)
+    if (manifest.attempt, manifest.parent, bases) != (entry.attempt, entry.parent, entry.bases):
         raise CorruptError(
-            "a manifest is of another attempt or parent than its record says"
-            f" attempt={manifest.attempt} parent={manifest.parent} expected={entry.attempt} parent={entry.parent}"
+            "a manifest is of another attempt, parent or bases than its record says"
+            f" attempt={manifest.attempt} parent={manifest.parent} bases={bases[:20]}"
+            f" expected={entry.attempt} parent={entry.parent} bases={entry.bases[:20]}"
         )
 
 
@@ -108,7 +116,7 @@ async def _index_body(store: Store, job: str, manifest: Manifest) -> bytes:
 
 def _index(job: str, manifest: Manifest, body: bytes, layout: Layout) -> Index:
     try:
-        return decode_index(body, layout)
+        return decode_index(body, layout, len(manifest.bases))
     except CorruptError as error:
         raise CorruptError(f"{error} key={index_key(job, manifest.attempt, manifest.index.hash)}") from None
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from ckptd.codec.frames import decode_into
 from ckptd.codec.hash import Buffer, frame_hash
 from ckptd.errors import CorruptError, NotFoundError
-from ckptd.model.keys import segment_key
 from ckptd.pipeline.threads import in_threads, tasks
 from ckptd.restore.plan import FrameRead
 from ckptd.store.base import Store
@@ -82,8 +81,7 @@ async def _fetch_range(
     deliver: Deliver,
     pool: ThreadPoolExecutor,
 ) -> None:
-    segment = checkpoint.index.segments[reads[0].segment]
-    key = segment_key(job, checkpoint.manifest.attempt, checkpoint.index.writers[segment.writer], segment.n)
+    key = checkpoint.segment_key(reads[0].segment)
     start, end = reads[0].offset, reads[-1].offset + reads[-1].stored_bytes
     try:
         body = memoryview(await store.get(key, start, end))

@@ -73,13 +73,13 @@ def plan_objects(layout: Layout, index: Index, rank: int) -> tuple[list[tuple[st
 
 
 def frame_reads(index: Index, copies: dict[int, list[Copy]]) -> list[FrameRead]:
-    """The reads of these frames, in order. Frames are numbered in the order of segments and offsets."""
+    """The reads of these frames, in the order of (segment, offset). Where some are a base's, that isn't their own order."""
     reads = []
-    for frame in sorted(copies):
+    for frame in copies:
         row = index.frames[frame]
         place = (int(row["segment"]), int(row["offset"]), int(row["stored_bytes"]), int(row["raw_bytes"]))
         reads.append(FrameRead(frame, *place, copies[frame]))
-    return reads
+    return sorted(reads, key=lambda read: (read.segment, read.offset))
 
 
 def _find(layout: Layout, want: Want) -> Tensor:

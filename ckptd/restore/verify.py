@@ -1,8 +1,8 @@
 """Looking whether what the log promises is there and whole. Reads only: nothing is quarantined, nothing repaired.
 
-Without data: the chain of log records, each checkpoint's manifest, layout and index by their hashes, each segment's existence
-and size. With data: the stored hashes of all frames, or of a random sample of them. What a restore would still decode is then
-known to be the very bytes that were written.
+Without data: the chain of log records, each checkpoint's manifest, layout and index by their hashes, the existence and size of
+each segment, also of those of its bases. With data: the stored hashes of all frames, or of a random sample of them. What a
+restore would still decode is then known to be the very bytes that were written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ckptd.commit.fold import EMPTY, State, fold
 from ckptd.commit.state import Entry
 from ckptd.errors import CorruptError, NotFoundError
 from ckptd.model.index import Index
-from ckptd.model.keys import index_key, layout_key, log_key, manifest_key, segment_key
+from ckptd.model.keys import index_key, layout_key, log_key, manifest_key
 from ckptd.model.records import GENESIS, MAX_RECORD_BYTES, Record, decode, digest
 from ckptd.pipeline.threads import tasks
 from ckptd.restore.checkpoint import Checkpoint, check_entry, open_index, open_layout, open_manifest
@@ -128,11 +128,9 @@ async def verify_checkpoint(
     if checkpoint is None:
         return report
     index = checkpoint.index
-    keys = [
-        segment_key(job, checkpoint.manifest.attempt, index.writers[segment.writer], segment.n) for segment in index.segments
-    ]
+    keys = [checkpoint.segment_key(row) for row in range(len(index.segments))]
     report.objects += len(keys)
-    report.stored_bytes = sum(segment.size_bytes for segment in index.segments)
+    report.stored_bytes = int(index.frames["stored_bytes"].sum())
     report.frames = len(index.frames)
 
     async def sized(row: int) -> str:

@@ -214,9 +214,5 @@ def leaks(log: list[Raw], counted: list[bool], deletable: Deletable) -> list[str
 
 
 def _needs(log: list[Raw], n: int) -> set[int]:
-    needs = {n}
-    while True:
-        more = {base for m in needs for base in log[m]["body"].get("bases", ())} - needs
-        if not more:
-            return needs
-        needs |= more
+    """Itself, and each commit that it names as a base: it names all of them in whose data its frames lie."""
+    return {n, *log[n]["body"].get("bases", ())}

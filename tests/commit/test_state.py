@@ -181,10 +181,11 @@ def test_a_pin_holds_back_collection_until_the_last_unpin() -> None:
     assert gone(folded(*bodies, Unpin(1, "you"))) == {1: 5}
 
 
-def test_a_base_of_a_base_stays_as_long_as_its_user() -> None:
-    bodies = [Epoch(1), commit(10), commit(20, 1, 1), commit(30, 2, 2), Retire(1), Retire(2)]
-    assert gone(folded(*bodies)) == {}
-    assert gone(folded(*bodies, commit(40, 3), Retire(3))).keys() == {1, 2, 3}
+def test_a_base_stays_as_long_as_its_users_and_a_base_of_theirs_only_if_they_name_it() -> None:
+    bodies = [Epoch(1), commit(10), commit(20, 1, 1), commit(30, 2, 2)]
+    assert gone(folded(*bodies, Retire(1))) == {}  # record 2 is live
+    assert gone(folded(*bodies, Retire(1), Retire(2))) == {1: 4}
+    assert gone(folded(*bodies, Retire(1), Retire(2), commit(40, 3), Retire(3))).keys() == {1, 2, 3}
 
 
 def test_only_an_accepted_abort_frees_an_attempt() -> None:

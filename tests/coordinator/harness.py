@@ -68,6 +68,10 @@ class FakeLog:
         bad = tuple(Target(seq, step, f"manifest-{seq}") for seq, step in every if seq > after and seq in self.quarantined)
         return (Target(*before[-1], f"manifest-{before[-1][0]}") if before else NOTHING), bad
 
+    def referable(self, without: int | None) -> tuple[int, ...]:
+        newest = self.candidate()[0].seq
+        return () if newest is None or newest == without else (newest,)
+
     def candidate(self) -> tuple[Target, Generation]:
         live = [(seq, attempt) for attempt, seq in self.committed.items() if seq not in self.quarantined]
         if not live:

@@ -17,6 +17,7 @@ from ckptd.commit.log import CommitLog
 from ckptd.commit.office import take_office
 from ckptd.config import Settings, StoreSettings
 from ckptd.coordinator.convert import to_attempt, to_generation
+from ckptd.coordinator.durable import Assembled
 from ckptd.coordinator.leader import check_free
 from ckptd.coordinator.main import OK, STEPPED_DOWN, check_bind, run_coordinator
 from ckptd.coordinator.options import CoordinatorOptions
@@ -36,8 +37,8 @@ DEADLINE_SECONDS = 20.0
 G11 = Generation(1, 1)
 
 
-async def fake_assemble(attempt, world_size, parent, parts):
-    return digest(b"".join(parts)), ()
+async def fake_assemble(attempt, world_size, parent, parts, commits):
+    return Assembled(digest(b"".join(parts)))
 
 
 @asynccontextmanager

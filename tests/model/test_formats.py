@@ -7,6 +7,7 @@ import dataclasses
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -19,8 +20,10 @@ from ckptd.errors import ConfigError, CorruptError, NewerFormatError
 from ckptd.model.dtypes import dtype_code, dtype_name, item_bytes
 from ckptd.model.index import decode_index
 from ckptd.model.layout import decode_layout
-from ckptd.model.manifest import Manifest, ObjectRef, decode_manifest
+from ckptd.model.manifest import BaseRef, Manifest, ObjectRef, decode_manifest
 from ckptd.model.part import Part
+from ckptd.model.segment import Segment
+from ckptd.pipeline.unchanged import ANEW, refer, remember
 from ckptd.pipeline.write import WriteOptions
 from tests.restore.states import ATTEMPT, Slot, region, save
 
@@ -49,17 +52,36 @@ def parts(steps: int = 0) -> list[Part]:
     return made
 
 
+def referring(part: Part, seq: int, writer: str, every: int) -> Part:
+    """The part of ``writer`` that comes after one committed as ``seq``, when every so many-th frame has changed."""
+    count = len(part.frames)
+    anew = np.arange(count) % every == 0
+    frames = part.frames.copy()
+    ends = np.cumsum(frames["stored_bytes"][anew])
+    frames["offset"][anew], frames["segment"][anew] = ends - frames["stored_bytes"][anew], 0
+    base = remember(seq, [], np.arange(count), part)
+    rows = np.where(anew, ANEW, np.arange(count))
+    writers, bases, segments, table = refer(writer, [Segment(0, 77, int(ends[-1]))], frames, base, rows)
+    return Part(writers, part.ranks, bases, segments, table, part.entries)
+
+
 PARTS = parts()
-LAYOUT, INDEX = merge(PARTS, 4)
+LAYOUT, INDEX, _ = merge(PARTS, 4)
 REF = ObjectRef("ab" * 32, 1000)
-MANIFEST = Manifest("job", ATTEMPT, 4, 17, REF, REF, 10**12, 10**11, (3, 9), {"b": "2", "a": "1"})
+BASES = (BaseRef(3, ATTEMPT, 7), BaseRef(9, ATTEMPT, 1))
+MANIFEST = Manifest("job", ATTEMPT, 4, 17, REF, REF, 10**12, 10**11, BASES, {"b": "2", "a": "1"})
+REFERRING = [referring(referring(PARTS[0], 3, "n0.zz", 2), 9, "n0.bb", 3), referring(PARTS[1], 9, "n1.aa", 2)]
+_, REFERRING_INDEX, _ = merge(REFERRING, 4)
 FORMATS: list[tuple[bytes, Callable[[bytes], object]]] = [
     (PARTS[0].encode(), lambda data: Part.decode(data).encode()),
     (LAYOUT.encode(), lambda data: decode_layout(data).encode()),
-    (INDEX.encode(), lambda data: decode_index(data, LAYOUT).encode()),
+    (INDEX.encode(), lambda data: decode_index(data, LAYOUT, 0).encode()),
+    (REFERRING[0].encode(), lambda data: Part.decode(data).encode()),
+    (REFERRING_INDEX.encode(), lambda data: decode_index(data, LAYOUT, 2).encode()),
     (MANIFEST.encode(), lambda data: decode_manifest(data).encode()),
 ]
-NAMES = ["part", "layout", "index", "manifest"]
+NAMES = ["part", "layout", "index", "referring part", "referring index", "manifest"]
+COLUMN_FILES = len(FORMATS) - 1
 
 
 @pytest.mark.parametrize(("data", "again"), FORMATS, ids=NAMES)
@@ -68,9 +90,9 @@ def test_decoding_and_encoding_again_gives_the_same_bytes(data: bytes, again: Ca
 
 
 def test_the_order_of_the_parts_does_not_matter_and_the_layout_stays_from_step_to_step() -> None:
-    layout, index = merge(PARTS[::-1], 4)
+    layout, index, _ = merge(PARTS[::-1], 4)
     assert (layout.encode(), index.encode()) == (LAYOUT.encode(), INDEX.encode())
-    later_layout, later_index = merge(parts(steps=5), 4)
+    later_layout, later_index, _ = merge(parts(steps=5), 4)
     assert later_layout.encode() == LAYOUT.encode()
     assert later_index.encode() != INDEX.encode()
 
@@ -96,7 +118,7 @@ def test_every_cut_off_object_is_refused(data: bytes, again: Callable[[bytes], b
 
 
 @settings(max_examples=300)
-@given(st.sampled_from(range(4)), st.data())
+@given(st.sampled_from(range(len(FORMATS))), st.data())
 def test_random_and_spliced_bytes_raise_nothing_but_corrupt_error(which: int, data: st.DataObject) -> None:
     original, again = FORMATS[which]
     junk = data.draw(st.binary(max_size=64))
@@ -108,7 +130,7 @@ def test_random_and_spliced_bytes_raise_nothing_but_corrupt_error(which: int, da
 
 @settings(max_examples=500)
 @given(
-    st.sampled_from(range(3)),
+    st.sampled_from(range(COLUMN_FILES)),
     st.integers(0, 10**6),
     st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**60, 2**63 - 1, 2**63, 2**64 - 1]),
 )
@@ -127,6 +149,31 @@ def parses_only_as_itself(data: bytes, again: Callable[[bytes], bytes]) -> None:
     assert value == data
 
 
+def test_a_referring_index_names_what_it_needs_of_others_and_shares_it() -> None:
+    assert REFERRING[0].bases == (3, 9) and REFERRING[1].bases == (9,)
+    assert REFERRING_INDEX.writers == ("n0.bb", "n1.aa", "n0.aa", "n0.zz")
+    assert {segment.base for segment in REFERRING_INDEX.segments} == {0, 1, 2}
+    assert sum(REFERRING_INDEX.stored_by_base()) == int(REFERRING_INDEX.frames["stored_bytes"].sum())
+    assert all(size > 0 for size in REFERRING_INDEX.stored_by_base())
+    assert [place.tobytes() for place in REFERRING_INDEX.places] == [place.tobytes() for place in INDEX.places]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frames, of_base: frames["offset"].__setitem__(of_base[0], 1 << 40), "outside of its segment"),
+        (lambda frames, of_base: frames.__setitem__(of_base[1], frames[of_base[0]]), "overlap"),
+        (lambda frames, of_base: frames["segment"].__setitem__(of_base, 0), "a segment without frames"),
+    ],
+)
+def test_frames_of_bases_lie_apart_within_their_segments(change: Callable[[Any, Any], None], message: str) -> None:
+    frames = REFERRING_INDEX.frames.copy()
+    owned = sum(not segment.base for segment in REFERRING_INDEX.segments)
+    change(frames, np.flatnonzero(frames["segment"] >= owned))
+    with pytest.raises(CorruptError, match=message):
+        decode_index(dataclasses.replace(REFERRING_INDEX, frames=frames).encode(), LAYOUT, 2)
+
+
 @pytest.mark.parametrize("column", ["nbytes", "first_frame", "frame_count", "frame_offset"])
 @pytest.mark.parametrize("change", [-1, 1, 1000])
 def test_a_place_outside_of_its_frames_is_refused(column: str, change: int) -> None:
@@ -137,7 +184,7 @@ def test_a_place_outside_of_its_frames_is_refused(column: str, change: int) -> N
         places[row][column] = int(places[row][column]) + change
         body = dataclasses.replace(INDEX, places=places).encode()
         try:
-            index = decode_index(body, LAYOUT)
+            index = decode_index(body, LAYOUT, 0)
         except CorruptError:
             continue
         # What still passes is another place with as many bytes, all within its frames.
@@ -148,7 +195,7 @@ def test_a_place_outside_of_its_frames_is_refused(column: str, change: int) -> N
         assert begin + int(place["nbytes"]) <= starts[place["first_frame"] + place["frame_count"]]
 
 
-@pytest.mark.parametrize("which", range(3), ids=NAMES[:3])
+@pytest.mark.parametrize("which", range(COLUMN_FILES), ids=NAMES[:COLUMN_FILES])
 def test_newer_versions_are_refused_by_name(which: int) -> None:
     data, again = FORMATS[which]
     with pytest.raises(
@@ -171,7 +218,9 @@ def test_a_newer_manifest_is_refused_by_name_whatever_fields_it_has() -> None:
     [
         {"world_size": 0},
         {"parent": -1},
-        {"bases": (2, 1)},
+        {"bases": (BaseRef(2, ATTEMPT, 1), BaseRef(1, ATTEMPT, 1))},
+        {"bases": (BaseRef(18, ATTEMPT, 1),)},
+        {"bases": (BaseRef(2, ATTEMPT, -1),)},
         {"layout": ObjectRef("AB" * 32, 1)},
         {"raw_bytes": -1},
         {"tags": {"x": "y" * 2000}},

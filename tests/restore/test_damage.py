@@ -110,7 +110,7 @@ async def test_a_known_layout_is_not_written_again(tmp_path: Path, pool: ThreadP
     manifest = (await open_checkpoint(store, JOB, first)).manifest
     await store.delete(layout_key(JOB, manifest.attempt.snapshot.generation, manifest.layout.hash))
     await store.delete(index_key(JOB, ATTEMPT, manifest.index.hash))
-    assert await assemble(store, JOB, ATTEMPT, 2, None, parts, {manifest.layout.hash}) == (manifest, first)
+    assert await assemble(store, JOB, ATTEMPT, 2, None, parts, {}, {manifest.layout.hash}) == (manifest, first)
     with pytest.raises(CorruptError, match="the layout of a checkpoint is missing"):
         await open_checkpoint(store, JOB, first)
     await assemble(store, JOB, ATTEMPT, 2, None, parts)
@@ -148,7 +148,7 @@ async def test_parts_that_make_no_whole_state_are_refused(tmp_path: Path, pool: 
     good = await parts(tensor(0, 0, 3), tensor(1, 3, 2))
     merge(good, 2)
     with pytest.raises(CorruptError, match="one writer"):
-        merge([good[0], replace(good[1], writer=good[0].writer)], 2)
+        merge([good[0], replace(good[1], writers=good[0].writers)], 2)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ class FromNode(_message.Message):
     def __init__(self, hello: _Optional[_Union[NodeHello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., agent_gone: _Optional[_Union[AgentGone, _Mapping]] = ..., rank_up: _Optional[_Union[RankUp, _Mapping]] = ..., rank_gone: _Optional[_Union[RankGone, _Mapping]] = ..., restore_ask: _Optional[_Union[RestoreAsk, _Mapping]] = ..., restore_report: _Optional[_Union[RestoreReport, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., missed: _Optional[_Union[Missed, _Mapping]] = ..., uploaded: _Optional[_Union[Uploaded, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., kv_set: _Optional[_Union[KvSet, _Mapping]] = ..., kv_add: _Optional[_Union[KvAdd, _Mapping]] = ..., kv_get: _Optional[_Union[KvGet, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class ToNode(_message.Message):
-    __slots__ = ("welcome", "formed", "regroup", "complete", "restore_target", "restore_go", "restore_failed", "schedule", "release", "committed", "aborted", "kv_value", "refused", "waiting")
+    __slots__ = ("welcome", "formed", "regroup", "complete", "restore_target", "restore_go", "restore_failed", "schedule", "release", "committed", "aborted", "kv_value", "refused", "waiting", "bases")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FORMED_FIELD_NUMBER: _ClassVar[int]
     REGROUP_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class ToNode(_message.Message):
     KV_VALUE_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    BASES_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     formed: Formed
     regroup: Regroup
@@ -126,7 +127,8 @@ class ToNode(_message.Message):
     kv_value: KvValue
     refused: Refused
     waiting: Waiting
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., formed: _Optional[_Union[Formed, _Mapping]] = ..., regroup: _Optional[_Union[Regroup, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., restore_target: _Optional[_Union[RestoreTarget, _Mapping]] = ..., restore_go: _Optional[_Union[RestoreGo, _Mapping]] = ..., restore_failed: _Optional[_Union[RestoreFailed, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., kv_value: _Optional[_Union[KvValue, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ...) -> None: ...
+    bases: Bases
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., formed: _Optional[_Union[Formed, _Mapping]] = ..., regroup: _Optional[_Union[Regroup, _Mapping]] = ..., complete: _Optional[_Union[Complete, _Mapping]] = ..., restore_target: _Optional[_Union[RestoreTarget, _Mapping]] = ..., restore_go: _Optional[_Union[RestoreGo, _Mapping]] = ..., restore_failed: _Optional[_Union[RestoreFailed, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., kv_value: _Optional[_Union[KvValue, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., bases: _Optional[_Union[Bases, _Mapping]] = ...) -> None: ...
 
 class NodeHello(_message.Message):
     __slots__ = ("protocol", "job", "node", "incarnation")
@@ -499,6 +501,12 @@ class Refused(_message.Message):
     code: str
     message: str
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Bases(_message.Message):
+    __slots__ = ("seqs",)
+    SEQS_FIELD_NUMBER: _ClassVar[int]
+    seqs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, seqs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Waiting(_message.Message):
     __slots__ = ("reason",)
