@@ -62,7 +62,10 @@ class DaemonSettings(_Section):
     coordinator: str | None = Field(None, description="host:port; default: as announced in the object store")
     cpu_threads: int = Field(2, ge=1, le=256, description="threads that hash, encode and decode")
     memory_bytes: int = Field(512 << 20, ge=64 << 20, description="buffers beyond the arenas: bytes in flight to the store")
-    codec: Literal["raw", "zstd"] = Field("raw", description="zstd saves bytes where it gains 3 % or more, and costs CPU")
+    codec: Literal["raw", "zstd", "auto"] = Field(
+        "auto",
+        description="how frames are stored; auto encodes where that is sooner done than sending more, by what it measures",
+    )
     frame_bytes: int = Field(4 << 20, ge=4096, le=4 << 20, description="size of a frame")
     segment_bytes: int = Field(16 << 20, ge=4096, le=64 << 20, description="size of a stored segment")
     connect_seconds: float = Field(5.0, gt=0, description="one try to reach the coordinator")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Final
@@ -45,7 +46,7 @@ async def assemble(
     commits: Mapping[int, Commit] = NO_COMMITS,
     known_layouts: Set[str] = NONE_KNOWN,
 ) -> tuple[Manifest, str]:
-    """Write layout, index and manifest of ``attempt``, in this order; returns the manifest and its hash, for the COMMIT record.
+    """Write layout and index of ``attempt``, then its manifest; returns the manifest and its hash, for the COMMIT record.
 
     ``commits``: the job's, by log number, in which the parts' bases are looked up. A layout whose hash is in ``known_layouts``
     is in the store already, for this generation.
@@ -73,9 +74,12 @@ async def assemble(
     )
     body = manifest.encode()
     name = digest(body)
+    puts = [store.put(index_key(job, attempt, manifest.index.hash), index_body)]
     if manifest.layout.hash not in known_layouts:
-        await store.put(layout_key(job, attempt.snapshot.generation, manifest.layout.hash), layout_body)
-    await store.put(index_key(job, attempt, manifest.index.hash), index_body)
+        puts.append(store.put(layout_key(job, attempt.snapshot.generation, manifest.layout.hash), layout_body))
+    for result in await asyncio.gather(*puts, return_exceptions=True):  # both are over, then the first error counts
+        if result is not None:
+            raise result
     await store.put(manifest_key(job, name), body)
     return manifest, name
 

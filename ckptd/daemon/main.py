@@ -21,6 +21,7 @@ from ckptd.daemon.node import Node, Watch
 from ckptd.daemon.server import Server, listen
 from ckptd.metrics import serve_metrics
 from ckptd.notify import feed, kept_descriptors, notifier
+from ckptd.pipeline.meter import Meter
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access, read_authorities, read_token
 from ckptd.store.base import Store
@@ -71,6 +72,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
                 memory_bytes=daemon.memory_bytes,
                 concurrency=settings.store.concurrency,
             ),
+            meter=Meter(settings.store.concurrency, daemon.cpu_threads),
             access=Access(read_token(daemon.token_file), read_authorities(daemon.tls_ca_file)),
             watch=Watch(),
             troubles=troubles,

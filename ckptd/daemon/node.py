@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.daemon.metrics import DaemonMetrics
+from ckptd.pipeline.meter import Meter
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access
 from ckptd.store.base import Store
@@ -55,6 +56,7 @@ class Node:
     pool: ThreadPoolExecutor
     segment_numbers: Iterator[int]
     write_options: WriteOptions
+    meter: Meter
     access: Access
     watch: Watch
     troubles: Troubles

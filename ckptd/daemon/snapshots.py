@@ -324,6 +324,7 @@ class Snapshots:
                 node.pool,
                 node.segment_numbers,
                 stored,
+                node.meter,
             )
         except CkptdError as error:
             # The data store tries for ever what may work later; what comes here won't.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -32,10 +32,14 @@ from ckptd.model.segment import Segment
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.frames import Extent, FrameCut, cut, group
 from ckptd.pipeline.loans import Bodies, Loan, all_returned
+from ckptd.pipeline.meter import Meter
 from ckptd.pipeline.segments import Made, make_encoded, make_raw
 from ckptd.pipeline.threads import in_threads, tasks
 from ckptd.store.base import Store
 from ckptd_client.messages import Item
+
+ENCODED: Final[Codec] = "zstd"
+"""What "auto" encodes with."""
 
 _AHEAD: Final = 2
 """Segments that are being made while all PUTs are taken."""
@@ -44,13 +48,14 @@ _AHEAD: Final = 2
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
     """``memory_bytes``: most bytes between slots and store; a bigger segment goes alone. ``concurrency``: PUTs at once.
+    ``codec``: of each frame; "auto" chooses segment by segment, by what the meter has measured.
 
     Sizes are of raw bytes. Smaller segments cost requests, bigger ones memory, and a longer end with fewer PUTs at once.
     """
 
     frame_bytes: int = MAX_FRAME_BYTES
     segment_bytes: int = 16 << 20
-    codec: Codec = "raw"
+    codec: Codec | Literal["auto"] = "raw"
     memory_bytes: int = 512 << 20
     concurrency: int = 8
 
@@ -81,19 +86,21 @@ async def write_part(
     pool: ThreadPoolExecutor,
     numbers: Iterator[int],
     stored: Callable[[int, int], None] = lambda _raw, _stored: None,
+    meter: Meter | None = None,
 ) -> Part:
     """Write all of ``sources``; returns what is durable then, for `commit.assemble`.
 
     ``numbers`` gives numbers that no other segment of this writer's life has. ``stored`` is called with the raw and the stored
-    bytes of each segment that is in the store. Raises ProtocolError or ConfigError for items that don't fit their slot or can't
-    be stored, and what the store raises. Cancelling is safe: when this returns or raises, nothing touches the slots any more;
-    segments already written are left for the collection.
+    bytes of each segment that is in the store. ``meter`` is that of all uploads on this machine. Raises ProtocolError or
+    ConfigError for items that don't fit their slot or can't be stored, and what the store raises. Cancelling is safe: when this
+    returns or raises, nothing touches the slots any more; segments already written are left for the collection.
     """
     entries, extents = _survey(sources)
     frames, places = cut(extents, options.frame_bytes)
     spans = group(frames, options.segment_bytes)
     loans = [Loan(source.slot) for source in sources]
-    upload = _Upload(store, options, pool, [loan.view for loan in loans], frames, spans)
+    meter = meter or Meter(options.concurrency, 1)
+    upload = _Upload(store, options, pool, [loan.view for loan in loans], frames, spans, meter)
     keys = [next(numbers) for _ in spans]
 
     async def write(number: int, key: str, cost: int) -> None:
@@ -104,11 +111,12 @@ async def write_part(
             upload.budget.give_back(cost)
 
     try:
-        async with tasks() as running:
-            for number, n in enumerate(keys):
-                cost = upload.raw_bytes(number)
-                await upload.budget.take(cost)
-                running.create_task(write(number, segment_key(job, attempt, writer, n), cost))
+        with meter.upload():
+            async with tasks() as running:
+                for number, n in enumerate(keys):
+                    cost = upload.raw_bytes(number)
+                    await upload.budget.take(cost)
+                    running.create_task(write(number, segment_key(job, attempt, writer, n), cost))
     except BaseException as error:
         await all_returned(loans, error)
         raise
@@ -132,6 +140,7 @@ class _Upload:
         slots: Sequence[memoryview],
         frames: Sequence[FrameCut],
         spans: Sequence[range],
+        meter: Meter,
     ) -> None:
         self._store = store
         self._codec = options.codec
@@ -139,6 +148,7 @@ class _Upload:
         self._slots = slots
         self._frames = frames
         self._spans = spans
+        self._meter = meter
         self._puts = asyncio.Semaphore(options.concurrency)
         self._bodies = Bodies(max((self.raw_bytes(number) for number in range(len(spans))), default=1))
         # Segments made long before their PUT can begin would only fill memory.
@@ -156,7 +166,8 @@ class _Upload:
         made = await self._made([self._frames[i] for i in self._spans[number]])
         try:
             async with self._puts:
-                await self._store.put(key, tuple(made.pieces))
+                with self._meter.put(made.stored_bytes):
+                    await self._store.put(key, tuple(made.pieces))
         finally:
             made.release()
         self.sizes_bytes[number] = made.stored_bytes
@@ -165,11 +176,15 @@ class _Upload:
             self.rows[i] = (number, frame.codec_id, *sizes, np.void(frame.raw_hash), np.void(frame.stored_hash))
 
     async def _made(self, frames: Sequence[FrameCut]) -> Made:
-        if self._codec == "raw":
-            make = partial(make_raw, frames, self._slots)
-        else:
-            make = partial(make_encoded, frames, self._slots, self._codec, self._bodies.take())
+        codec = self._codec
+        if codec == "auto":
+            codec = ENCODED if self._meter.encode_next() else "raw"
+        if codec == "raw":
+            (made,) = await in_threads(self._pool, [partial(make_raw, frames, self._slots)])
+            return made
+        make = partial(make_encoded, frames, self._slots, codec, self._bodies.take())
         (made,) = await in_threads(self._pool, [make])
+        self._meter.encoded(sum(frame.raw_bytes for frame in frames), made.stored_bytes, made.cpu_seconds)
         return made
 
 
