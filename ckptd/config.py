@@ -61,6 +61,7 @@ class DaemonSettings(_Section):
     node: str = Field(default_factory=gethostname, pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="this node's name")
     coordinator: str | None = Field(None, description="host:port; default: as announced in the object store")
     cpu_threads: int = Field(2, ge=1, le=256, description="threads that hash, encode and decode")
+    nice: int = Field(10, ge=0, le=19, description="how far those threads give way to others on a busy machine")
     memory_bytes: int = Field(512 << 20, ge=64 << 20, description="buffers beyond the arenas: bytes in flight to the store")
     codec: Literal["raw", "zstd", "auto"] = Field(
         "auto",

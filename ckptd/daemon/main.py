@@ -22,6 +22,7 @@ from ckptd.daemon.server import Server, listen
 from ckptd.metrics import serve_metrics
 from ckptd.notify import feed, kept_descriptors, notifier
 from ckptd.pipeline.meter import Meter
+from ckptd.pipeline.threads import codec_pool
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access, read_authorities, read_token
 from ckptd.store.base import Store
@@ -63,7 +64,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
             upload_store=RetryingStore(limited, RetrySettings(deadline_seconds=None), troubles=troubles),
             read_store=RetryingStore(limited, RetrySettings(deadline_seconds=settings.store.read_seconds), troubles=troubles),
             arenas=arenas,
-            pool=ThreadPoolExecutor(daemon.cpu_threads, thread_name_prefix="ckptd-codec"),
+            pool=codec_pool(daemon.cpu_threads, daemon.nice),
             segment_numbers=itertools.count(),
             write_options=WriteOptions(
                 frame_bytes=daemon.frame_bytes,

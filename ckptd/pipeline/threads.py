@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def codec_pool(threads: int, nice: int) -> ThreadPoolExecutor:
+    """Threads for hashing, encoding and decoding, at least as nice as that: the trainer's come first on a busy machine.
+
+    The process's other threads stay as they are: a heartbeat must not wait, nor a PUT that a store has begun to take.
+    """
+
+    def give_way() -> None:
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))  # on Linux: of this thread
+
+    return ThreadPoolExecutor(threads, thread_name_prefix="ckptd-codec", initializer=give_way)
 
 
 async def in_threads(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], T]]) -> list[T]:
