@@ -13,6 +13,7 @@ import subprocess
 from chaos.minio import MinioServer
 
 _BURST_BYTES = 256 << 10  # several of the 64 KiB packets that a veth carries whole
+_WIRE_SHARE = 1514 / 1448  # the bucket counts headers: bytes on the wire per byte of a body, in full packets
 _LATENCY = "50ms"  # of the bucket's queue: long enough that TCP finds the rate
 
 
@@ -44,11 +45,11 @@ class Link:
         return ["ip", "netns", "exec", self.namespace, *command]
 
     def cap(self, bytes_per_second: float | None) -> None:
-        """Limit both directions, each to this; None: no limit."""
+        """Limit both directions, each to so many bytes of bodies; None: no limit."""
         for place, device in ((), self._near), (("-n", self.namespace), self._far):
             _do("tc", *place, "qdisc", "del", "dev", device, "root", may_fail=True)
             if bytes_per_second is not None:
-                rate = f"{round(bytes_per_second * 8)}bit"
+                rate = f"{round(bytes_per_second * _WIRE_SHARE * 8)}bit"
                 _do(
                     "tc", *place, "qdisc", "add", "dev", device, "root", "tbf",
                     "rate", rate, "burst", str(_BURST_BYTES), "latency", _LATENCY,
