@@ -34,7 +34,7 @@ class MinioServer(HttpServer):
 
     @property
     def storage_options(self) -> dict[str, object]:
-        """What s3fs needs to get in."""
+        """What a store needs to get in."""
         return {
             "endpoint_url": self.endpoint,
             "key": ACCESS_KEY,

@@ -1,4 +1,4 @@
-"""The fsspec driver: S3, GCS and whatever else fsspec knows, each in threads.
+"""The fsspec driver: GCS and whatever else fsspec knows, each in threads.
 
 Options that a user gives go to the file system unchanged and win over ours. Credentials are found as the file system finds them
 for everybody else (environment, profile, instance).
@@ -24,7 +24,6 @@ from ckptd.store.fsspec_errors import is_out_of_range, translate
 from ckptd.store.keys import check_create_body, check_directory, check_key, check_prefix, check_range
 from ckptd.store.threads import StoreThreads
 
-_S3 = ("s3", "s3a")
 _GCS = ("gs", "gcs")
 # Above the biggest object we write: one object is one request, so no half-done multipart upload can be left over.
 _ONE_REQUEST_BYTES = 2**30
@@ -33,16 +32,15 @@ _RACY = ("memory",)
 
 _CONNECT_TIMEOUT_SECONDS = 5
 _READ_TIMEOUT_SECONDS = 30
-_S3_CONNECTIONS = 64
 # A call gives up when it is slower than this on top of the timeouts above. The libraries' own timeouts don't cover a server
-# that stops reading in the middle of a body, nor one that never says "100 Continue": those calls would hang for ever.
+# that stops reading in the middle of a body: that call would hang for ever.
 _SLOWEST_BYTES_PER_SECOND = 256 * 1024
 # What a read without an end, or a listing, is taken to bring: our biggest object.
 _UNKNOWN_BYTES = 64 * 2**20
 
 
 class FsspecStore:
-    """Objects below one fsspec URL, for example ``s3://bucket/prefix``."""
+    """Objects below one fsspec URL, for example ``gs://bucket/prefix``."""
 
     def __init__(self, url: str, storage_options: Mapping[str, object] | None = None) -> None:
         """Make the file system object; nothing is asked of the store yet. Raises StoreConfigError."""
@@ -60,9 +58,8 @@ class FsspecStore:
             ) from error
         self._fs: AbstractFileSystem = filesystem
         self._root = str(path).rstrip("/")
-        self._one_request: dict[str, object] = {"chunksize": _ONE_REQUEST_BYTES} if protocol in (*_S3, *_GCS) else {}
+        self._one_request: dict[str, object] = {"chunksize": _ONE_REQUEST_BYTES} if protocol in _GCS else {}
         self._creates_atomically = protocol not in _RACY and _implements_create(filesystem)
-        self._quiet_seconds = _quiet_seconds(options)
         self._threads = StoreThreads()
         _turn_off_retries(filesystem, protocol)
 
@@ -71,7 +68,7 @@ class FsspecStore:
         return self._url
 
     async def put(self, key: str, data: Body) -> None:
-        # botocore takes bytes only: one copy, in a thread, as 16 MiB of it are milliseconds
+        # few file systems take more than bytes: one copy, in a thread, as 16 MiB of it are milliseconds
         body = await self._threads.run(lambda: _body(data))
         await self._call("put", key, len(body), "pipe_file", self._path(key), body, **self._one_request)
 
@@ -136,7 +133,7 @@ class FsspecStore:
 
     async def _call(self, verb: str, key: str, size_bytes: int, method: str, /, *args: object, **options: object) -> Any:
         """Run one method of the file system in a thread, within the time that ``size_bytes`` may take."""
-        deadline_seconds = self._quiet_seconds + size_bytes / _SLOWEST_BYTES_PER_SECOND
+        deadline_seconds = _CONNECT_TIMEOUT_SECONDS + _READ_TIMEOUT_SECONDS + size_bytes / _SLOWEST_BYTES_PER_SECOND
 
         def call() -> Any:
             self._fs.invalidate_cache()
@@ -151,24 +148,10 @@ class FsspecStore:
 
 
 def _with_defaults(protocol: str, given: Mapping[str, object]) -> dict[str, object]:
-    """Our options below the user's, merged one level deep where an option is itself a table of options."""
+    """Our options below the user's."""
     # Our own instance, as closing it must not close the user's; no cached listings, as others write, too.
     options: dict[str, object] = {"skip_instance_cache": True, "use_listings_cache": False, **given}
-    if protocol in _S3:
-        # Frames carry their own hashes: checksums and signatures of bodies cost more than half the speed (FACTS).
-        config: dict[str, object] = {
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-            "s3": {"payload_signing_enabled": False},
-            "retries": {"total_max_attempts": 1},
-            "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
-            "read_timeout": _READ_TIMEOUT_SECONDS,
-            "max_pool_connections": _S3_CONNECTIONS,
-        }
-        config.update(_table(given, "config_kwargs"))
-        # One range of one object per call: without this, s3fs asks for the size before each whole read.
-        options = {"max_concurrency": 1, **options, "config_kwargs": config}
-    elif protocol in _GCS:
+    if protocol in _GCS:
         import aiohttp
 
         # Read by gcsfs when it is first imported: the experimental class asks a second, gRPC service about each bucket.
@@ -176,23 +159,6 @@ def _with_defaults(protocol: str, given: Mapping[str, object]) -> dict[str, obje
         timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_SECONDS, sock_read=_READ_TIMEOUT_SECONDS)
         options = {"requests_timeout": timeout, **options}
     return options
-
-
-def _quiet_seconds(options: Mapping[str, object]) -> float:
-    """How long a call may bring nothing: the timeouts in use, added up."""
-    config = _table(options, "config_kwargs")
-    seconds = 0.0
-    for name, default_seconds in (("connect_timeout", _CONNECT_TIMEOUT_SECONDS), ("read_timeout", _READ_TIMEOUT_SECONDS)):
-        given = config.get(name)
-        seconds += float(given) if isinstance(given, (int, float)) else default_seconds
-    return seconds
-
-
-def _table(options: Mapping[str, object], name: str) -> Mapping[str, object]:
-    table = options.get(name, {})
-    if not isinstance(table, Mapping):
-        raise StoreConfigError(f"storage option {name!r} must be a table of options")
-    return table
 
 
 def _implements_create(filesystem: AbstractFileSystem) -> bool:
@@ -204,9 +170,7 @@ def _implements_create(filesystem: AbstractFileSystem) -> bool:
 
 def _turn_off_retries(filesystem: AbstractFileSystem, protocol: str) -> None:
     """Leave trying again to RetryingStore, which knows which calls may be repeated and for how long."""
-    if protocol in _S3:
-        filesystem.retries = 1
-    elif protocol in _GCS:
+    if protocol in _GCS:
         # gcsfs has no setting for it: take the function out of its retrying decorator, where there is one.
         bare = getattr(type(filesystem)._request, "__wrapped__", None)
         if bare is not None:

@@ -46,6 +46,6 @@ def check_range(start: int, end: int | None) -> None:
 
 
 def check_create_body(size_bytes: int) -> None:
-    """Refuse the empty body: s3fs drops the condition of an empty create, which would overwrite (FACTS, Object stores)."""
+    """Refuse the empty body: file systems are known that drop the condition of an empty create, which would overwrite."""
     if size_bytes == 0:
         raise ValueError("create() needs at least one byte: an empty conditional write is not conditional everywhere")

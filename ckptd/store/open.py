@@ -11,12 +11,14 @@ from ckptd.errors import NotFoundError, StoreConfigError, StoreError
 from ckptd.store.base import Store
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.fsspec_store import FsspecStore, known_protocols
+from ckptd.store.s3 import open_s3
 
+_S3 = ("s3", "s3a")
 _FORMS = "'/path', 'file:///path', 's3://bucket/prefix', 'gs://bucket/prefix', or another URL that fsspec knows"
 
 
 def open_store(url: str, storage_options: Mapping[str, object] | None = None) -> Store:
-    """Return the store at ``url``; ``storage_options`` go to the fsspec file system unchanged.
+    """Return the store at ``url``; ``storage_options`` are s3fs' words for S3, and else go to the fsspec file system unchanged.
 
     Nothing is read or written. Raises StoreConfigError for a URL of no known form and for options that can't be.
     """
@@ -30,7 +32,7 @@ def open_store(url: str, storage_options: Mapping[str, object] | None = None) ->
         raise StoreConfigError(f"not the URL of a store; allowed are {_FORMS}: scheme={protocol if separator else 'none'}")
     if not rest.strip("/"):
         raise StoreConfigError(f"the URL names no bucket; write {protocol}://bucket/prefix")
-    return FsspecStore(url, storage_options)
+    return open_s3(url, storage_options or {}) if protocol in _S3 else FsspecStore(url, storage_options)
 
 
 async def check_store(store: Store) -> None:

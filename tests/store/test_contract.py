@@ -1,4 +1,4 @@
-"""The contract, run against a directory, MinIO through s3fs, and fake-gcs-server through gcsfs."""
+"""The contract, run against a directory, MinIO through obstore, and fake-gcs-server through gcsfs."""
 
 from __future__ import annotations
 

@@ -1,79 +1,54 @@
-"""Answers of S3 that MinIO doesn't give on request; their form is botocore's and s3fs' own."""
+"""What gcsfs and other file systems raise, in our terms."""
 
 from __future__ import annotations
 
 import errno
 
 import pytest
-from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
-from s3fs.errors import translate_boto_error
 
-from ckptd.errors import (
-    AlreadyExistsError,
-    NotFoundError,
-    StoreConfigError,
-    StoreError,
-    UnavailableError,
-    UnsafeStoreError,
-)
-from ckptd.store.fsspec_errors import translate
+from ckptd.errors import AlreadyExistsError, NotFoundError, StoreConfigError, StoreError, UnavailableError
+from ckptd.store.fsspec_errors import is_out_of_range, translate
+from ckptd.store.fsspec_store import FsspecStore
 
 
-def answer(code: str, status: int) -> Exception:
-    error = ClientError(
-        {"Error": {"Code": code, "Message": "?X-Amz-Signature=abc"}, "ResponseMetadata": {"HTTPStatusCode": status}},
-        "PutObject",
-    )
-    translated: Exception = translate_boto_error(error)
-    return translated
+def answer(code: int) -> Exception:
+    FsspecStore("gs://b", {"token": "anon"})  # gcsfs must be imported by our driver first, which turns off what it tries out
+    from gcsfs.retry import HttpError
+
+    error: Exception = HttpError({"code": code, "message": "?X-Goog-Signature=abc"})
+    return error
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "verb", "expected"),
+    ("error", "verb", "expected"),
     [
-        ("PreconditionFailed", 412, "create", AlreadyExistsError),
-        ("ConditionalRequestConflict", 409, "create", UnavailableError),
-        ("OperationAborted", 409, "create", UnavailableError),
-        ("SlowDown", 503, "put", UnavailableError),
-        ("InternalError", 500, "create", UnavailableError),
-        ("XMinioStorageFull", 507, "put", UnavailableError),
-        ("RequestTimeout", 400, "put", UnavailableError),
-        ("NotImplemented", 501, "create", UnsafeStoreError),
-        ("NotImplemented", 501, "put", StoreError),
-        ("AccessDenied", 403, "get", StoreConfigError),
-        ("ExpiredToken", 400, "put", StoreConfigError),
-        ("PermanentRedirect", 301, "get", StoreConfigError),
-        ("NoSuchBucket", 404, "get", StoreConfigError),
-        ("InvalidBucketName", 400, "create", StoreConfigError),
-        ("NoSuchKey", 404, "get", NotFoundError),
-        ("EntityTooLarge", 400, "put", StoreError),
+        (429, "put", UnavailableError),
+        (503, "create", UnavailableError),
+        (412, "create", AlreadyExistsError),
+        (401, "get", StoreConfigError),
+        (404, "get", NotFoundError),
+        (404, "put", StoreConfigError),
+        (TimeoutError(), "get", UnavailableError),
+        (ConnectionResetError(), "get", UnavailableError),
+        (OSError(errno.EIO, "x"), "get", UnavailableError),
+        (OSError("Forbidden: https://storage"), "get", StoreConfigError),
+        (PermissionError(), "get", StoreConfigError),
+        (FileNotFoundError(), "get", NotFoundError),
+        (FileExistsError(), "create", AlreadyExistsError),
+        (RuntimeError("?"), "get", StoreError),
     ],
 )
-def test_codes(code: str, status: int, verb: str, expected: type[StoreError]) -> None:
-    found = translate(answer(code, status), verb, "k", "s3://b")
+def test_errors(error: Exception | int, verb: str, expected: type[StoreError]) -> None:
+    found = translate(answer(error) if isinstance(error, int) else error, verb, "k", "gs://b")
     assert type(found) is expected
-    assert code in str(found)
     assert "Signature" not in str(found)
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (NoCredentialsError(), StoreConfigError),
-        (CredentialRetrievalError(provider="x", error_msg="y"), UnavailableError),
-        (TimeoutError(), UnavailableError),
-        (ConnectionResetError(), UnavailableError),
-        (OSError(errno.EIO, "x"), UnavailableError),
-        (OSError("Forbidden: https://storage"), StoreConfigError),
-        (PermissionError(), StoreConfigError),
-        (FileNotFoundError(), NotFoundError),
-        (RuntimeError("?"), StoreError),
-    ],
-)
-def test_errors_without_an_answer(error: Exception, expected: type[StoreError]) -> None:
-    assert type(translate(error, "get", "k", "s3://b")) is expected
-
-
 def test_a_taken_key_is_one_only_for_create() -> None:
-    assert type(translate(FileExistsError(), "create", "k", "gs://b")) is AlreadyExistsError
-    assert not isinstance(translate(answer("PreconditionFailed", 412), "get", "k", "s3://b"), AlreadyExistsError)
+    assert not isinstance(translate(answer(412), "get", "k", "gs://b"), AlreadyExistsError)
+
+
+def test_an_answer_is_found_below_other_errors() -> None:
+    error = OSError("retries are over")
+    error.__cause__ = answer(416)
+    assert is_out_of_range(error) and not is_out_of_range(OSError("416"))
