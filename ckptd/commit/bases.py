@@ -30,7 +30,7 @@ class Use:
     @property
     def unused_bytes(self) -> int:
         """What nothing but this reference keeps."""
-        return self.size_bytes - self.used_bytes
+        return max(0, self.size_bytes - self.used_bytes)
 
 
 _UNKNOWN: Final = Use(0, 0)

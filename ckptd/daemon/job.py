@@ -301,6 +301,8 @@ class Job:
                 self._scheduled(message.schedule)
             case "release":
                 self.snapshots.release_before(snapshot_from_pb(message.release.before))
+            case "bases":
+                self.snapshots.may_refer_to(message.bases.seqs)
             case "committed":
                 self.snapshots.committed(message.committed)
             case "aborted":

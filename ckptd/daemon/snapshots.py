@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -18,7 +18,9 @@ from ckptd.daemon.ranks import snapshot_from_pb, snapshot_to_pb
 from ckptd.daemon.tenants import Tenant
 from ckptd.errors import CkptdError
 from ckptd.model.ids import Attempt, Snapshot
-from ckptd.pipeline.write import RankSource, write_part
+from ckptd.model.part import Part
+from ckptd.pipeline.unchanged import Base, remember
+from ckptd.pipeline.write import RankSource, layout_of, write_part
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client.messages import Aborted, Durable
 
@@ -76,7 +78,8 @@ class LocalSnapshot:
     slots: dict[int, SealedSlot] = field(default_factory=dict)
     missed: dict[int, str] = field(default_factory=dict)
     upload: asyncio.Task[None] | None = None
-    part: bytes | None = None
+    part: Part | None = None
+    encoded: bytes | None = None  # the part, as it is sent until the snapshot is settled
     staged: float = field(default_factory=time.monotonic)  # when all ranks of this node had sealed; found later: when that was
     stored_bytes: int = 0  # raw bytes that are in the store
     missing_said: bool = False
@@ -102,6 +105,10 @@ class LocalSnapshot:
         """Of all that this node stores for it."""
         return sum(slot.raw_bytes for slot in self.slots.values())
 
+    def sources(self) -> list[RankSource]:
+        """What the pipeline reads of all of them."""
+        return [slot.source() for _, slot in sorted(self.slots.items())]
+
     @property
     def _attempt(self) -> pb.Attempt:
         return pb.Attempt(snapshot=snapshot_to_pb(self.id), number=self.number)
@@ -114,8 +121,8 @@ class LocalSnapshot:
             yield self.sealed(rank)
         for rank in self.missed:
             yield self.missing(rank)
-        if self.part is not None:
-            yield self.uploaded(self.part)
+        if self.encoded is not None:
+            yield self.uploaded(self.encoded)
 
     def sealed(self, rank: int) -> pb.FromNode:
         """The message that a rank has staged its share."""
@@ -141,6 +148,8 @@ class Snapshots:
         self._next_number: dict[Snapshot, int] = {}
         self._frees: set[asyncio.Task[None]] = set()
         self._missed_in_a_row = 0
+        self._base: Base | None = None
+        self._referable: frozenset[int] = frozenset()
         self.newest: pb.Durable | None = None
 
     def sealed(self, snapshot: Snapshot, tenant: Tenant, index: int, local_ranks: int, stall_seconds: float) -> None:
@@ -176,6 +185,10 @@ class Snapshots:
         self._not_taken(local, f"rank {rank}: {reason}")
         self._send(local.missing(rank))
 
+    def may_refer_to(self, seqs: Iterable[int]) -> None:
+        """The commits in whose data frames of snapshots to come may lie."""
+        self._referable = frozenset(seqs)
+
     def committed(self, message: pb.Committed) -> None:
         """It is durable; the slots stay until a newer snapshot is complete, or free now if their trainers are dead."""
         local = self._all.get(snapshot_from_pb(message.attempt.snapshot))
@@ -196,6 +209,9 @@ class Snapshots:
 
     def _committed(self, local: LocalSnapshot, seq: int) -> None:
         local.seq = seq
+        if local.part is not None and (self._base is None or self._base.seq < seq):
+            self._base = remember(seq, layout_of(local.sources()), local.part)
+        local.part = local.encoded = None
         for slot in local.slots.values():
             slot.committed(seq)
         if not local.trainers_alive:
@@ -312,19 +328,20 @@ class Snapshots:
             raw_bytes.inc(raw)
             stored_bytes.inc(stored)
 
-        sources = [slot.source() for _, slot in sorted(local.slots.items())]
         try:
             part = await write_part(
                 node.upload_store,
                 self._job,
                 local.attempt,
                 node.writer,
-                sources,
+                local.sources(),
                 node.write_options,
                 node.pool,
                 node.segment_numbers,
                 stored,
                 node.meter,
+                self._base,
+                self._referable,
             )
         except CkptdError as error:
             # The data store tries for ever what may work later; what comes here won't.
@@ -334,5 +351,5 @@ class Snapshots:
                 self.missed(local.id, rank, f"node {node.name} can't upload: {error}")
             return
         node.troubles.end("uploads", self._job)
-        local.part = part.encode()
-        self._send(local.uploaded(local.part))
+        local.part, local.encoded = part, part.encode()
+        self._send(local.uploaded(local.encoded))

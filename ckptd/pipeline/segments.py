@@ -1,7 +1,8 @@
 """Making one segment out of its frames: hash, encode. It runs in one thread, from which it touches the slots and its own body.
 
-A frame's bytes are hashed just before they are encoded, and their stored form just after: the second reading of each finds
-them in the cache.
+A frame with the hash of the one that the store has in its place is left out: the part will refer to that one. Another frame's
+bytes are hashed just before they are encoded, and their stored form just after: the second reading of each finds them in the
+cache.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ class StoredFrame:
 
 @dataclass(slots=True)
 class Made:
-    """A segment: its bytes are those of ``pieces`` in a row, views of slots or of its body. ``cpu_seconds``: what it cost."""
+    """A segment: its bytes are those of ``pieces`` in a row, views of slots or of its body; none when no frame has changed.
 
-    frames: list[StoredFrame] = field(default_factory=list)
+    ``frames`` has None for one that has not. ``cpu_seconds``: what it cost.
+    """
+
+    frames: list[StoredFrame | None] = field(default_factory=list)
     pieces: list[memoryview] = field(default_factory=list)
     stored_bytes: int = 0
     cpu_seconds: float = 0.0
@@ -52,22 +56,34 @@ class Made:
                 continue
 
 
-def make_raw(frames: Sequence[FrameCut], slots: Sequence[memoryview]) -> Made:
-    """A segment that is the slots' own memory, but for packed frames, whose scattered bytes are joined."""
+def make_raw(frames: Sequence[FrameCut], slots: Sequence[memoryview], known: Sequence[bytes]) -> Made:
+    """A segment that is the slots' own memory, but for packed frames, whose scattered bytes are joined.
+
+    ``known``: each frame's hash when it had not changed; empty when there is none.
+    """
     started, made = time.thread_time(), Made()
-    for frame in frames:
+    for frame, unchanged in zip(frames, known, strict=True):
         raw = _bytes_of(frame, slots)
-        made.add(RAW, raw, frame_hash([raw]))
+        raw_hash = frame_hash([raw])
+        if raw_hash == unchanged:
+            made.frames.append(None)
+        else:
+            made.add(RAW, raw, raw_hash)
     made.cpu_seconds = time.thread_time() - started
     return made
 
 
-def make_encoded(frames: Sequence[FrameCut], slots: Sequence[memoryview], codec: Codec, body: memoryview) -> Made:
-    """A segment that lies in ``body``, which has room for all raw bytes."""
+def make_encoded(
+    frames: Sequence[FrameCut], slots: Sequence[memoryview], known: Sequence[bytes], codec: Codec, body: memoryview
+) -> Made:
+    """A segment that lies in ``body``, which has room for all raw bytes. ``known``: as for `make_raw`."""
     started, made = time.thread_time(), Made()
-    for frame in frames:
+    for frame, unchanged in zip(frames, known, strict=True):
         raw = _bytes_of(frame, slots)
         raw_hash = frame_hash([raw])
+        if raw_hash == unchanged:
+            made.frames.append(None)
+            continue
         codec_id, stored_bytes = encode_into(raw, frame.pieces[0].dtype, codec, body[made.stored_bytes :])
         made.add(codec_id, body[made.stored_bytes : made.stored_bytes + stored_bytes], raw_hash)
     made.cpu_seconds = time.thread_time() - started

@@ -33,45 +33,93 @@ class Located:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Base:
-    """The frames of a part that is committed: some 60 bytes for each.
+    """The frames of a part that is committed as ``seq``: some 60 bytes for each.
 
     ``frames`` are rows of `frame.FRAME`; their segments are rows of ``segments``. ``starts`` tells from where each was cut.
     """
 
+    seq: int
     layout: Layout
     starts: Array
     frames: Array
     segments: tuple[Located, ...]
 
-    def candidates(self, layout: Layout, frames: Sequence[FrameCut], allowed: Set[int]) -> Array:
-        """For each of the newly cut frames the row here of what may have the same bytes: same place, same length. Else ANEW.
 
-        ``allowed``: the commits that may be referred to.
+class Unchanged:
+    """Which of the newly cut ``frames`` may be as ``base`` has them, and which turn out to be.
+
+    ``allowed``: the commits that may be referred to.
+    """
+
+    def __init__(self, base: Base | None, layout: Layout, frames: Sequence[FrameCut], allowed: Set[int]) -> None:
+        self._base = base
+        self._candidates = _candidates(base, layout, frames, allowed)
+        self._rows = np.full(len(frames), ANEW, np.int64)
+
+    def hash_of(self, number: int) -> bytes:
+        """The raw hash that frame ``number`` must have to be unchanged; empty when it is to be written anyway."""
+        row = self._candidates[number]
+        if self._base is None or row == ANEW:
+            return b""
+        raw_hash: bytes = self._base.frames["raw_hash"][row].tobytes()
+        return raw_hash
+
+    def confirm(self, number: int) -> None:
+        """Frame ``number`` has that hash."""
+        self._rows[number] = self._candidates[number]
+
+    def refer(
+        self, writer: str, own: Sequence[Segment], frames: Array
+    ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[Segment, ...], Array]:
+        """A part's (writers, bases, segments, frames) of what ``writer`` has written and what it refers to.
+
+        ``own`` segments without bytes are left out. ``frames`` has the rows of those that were written.
         """
-        found = np.full(len(frames), ANEW, np.int64)
-        open_rows = np.array([segment.seq in allowed for segment in self.segments], bool)[self.frames["segment"]]
-        if self.layout != layout or not open_rows.any():
-            return found
-        order = np.argsort(self.starts)
-        starts = cut_starts(frames)
-        rows = order[np.minimum(np.searchsorted(self.starts, starts, sorter=order), len(order) - 1)]
-        lengths = np.array([frame.raw_bytes for frame in frames], np.int64)
-        same = (self.starts[rows] == starts) & (self.frames["raw_bytes"][rows] == lengths) & open_rows[rows]
-        found[same] = rows[same]
+        kept = [row for row, segment in enumerate(own) if segment.size_bytes]
+        moved = np.zeros(len(own), np.uint32)
+        moved[kept] = range(len(kept))
+        table, written = frames.copy(), self._rows == ANEW
+        table["segment"][written] = moved[table["segment"][written]]
+        return refer(writer, [own[row] for row in kept], table, self._base, self._rows)
+
+
+def _candidates(base: Base | None, layout: Layout, frames: Sequence[FrameCut], allowed: Set[int]) -> Array:
+    """For each frame the base's row of the same place and length, in a segment that may be referred to; else ANEW."""
+    found = np.full(len(frames), ANEW, np.int64)
+    if base is None or not frames or not len(base.frames) or base.layout != layout:
         return found
+    open_rows = np.array([segment.seq in allowed for segment in base.segments], bool)[base.frames["segment"]]
+    order, starts = np.argsort(base.starts), cut_starts(frames)
+    rows = order[np.minimum(np.searchsorted(base.starts, starts, sorter=order), len(order) - 1)]
+    lengths = np.array([frame.raw_bytes for frame in frames], np.int64)
+    same = (base.starts[rows] == starts) & (base.frames["raw_bytes"][rows] == lengths) & open_rows[rows]
+    found[same] = rows[same]
+    return found
 
 
 def cut_starts(frames: Sequence[FrameCut]) -> Array:
     """Where each frame begins: (number of the source, offset in its slot) in one number, which no two frames share."""
-    return np.array([(frame.pieces[0].source << 48) + frame.pieces[0].start for frame in frames], np.int64)
+    return np.array([_start(frame.pieces[0].source, frame.pieces[0].start) for frame in frames], np.int64)
 
 
-def remember(seq: int, layout: Layout, starts: Array, part: Part) -> Base:
-    """The part, now that it is committed as ``seq``."""
+def remember(seq: int, layout: Layout, part: Part) -> Base:
+    """The part that was made of ``layout``, now that it is committed as ``seq``."""
     segments = tuple(
         Located(part.bases[s.base - 1] if s.base else seq, part.writers[s.writer], s.n, s.size_bytes) for s in part.segments
     )
-    return Base(layout, starts, part.frames, segments)
+    begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(part.frames["raw_bytes"], dtype=np.int64)])
+    starts = np.zeros(len(part.frames), np.int64)
+    items = [_start(number, item.slot_offset) for number, (_, items) in enumerate(layout) for item in items]
+    for entry, start in zip(part.entries, items, strict=True):
+        place = entry.place
+        if place.frame_count and not place.frame_offset:  # the first in its frame, or in frames of its own
+            rows = slice(place.first_frame, place.first_frame + place.frame_count)
+            starts[rows] = start + begins[rows] - begins[place.first_frame]
+    return Base(seq, layout, starts, part.frames, segments)
+
+
+def _start(source: int, offset: int) -> int:
+    return (source << 48) + offset
 
 
 def refer(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,7 @@ from ckptd.pipeline.loans import Bodies, Loan, all_returned
 from ckptd.pipeline.meter import Meter
 from ckptd.pipeline.segments import Made, make_encoded, make_raw
 from ckptd.pipeline.threads import in_threads, tasks
+from ckptd.pipeline.unchanged import Base, Layout, Unchanged
 from ckptd.store.base import Store
 from ckptd_client.messages import Item
 
@@ -87,20 +88,27 @@ async def write_part(
     numbers: Iterator[int],
     stored: Callable[[int, int], None] = lambda _raw, _stored: None,
     meter: Meter | None = None,
+    base: Base | None = None,
+    allowed: Set[int] = frozenset(),
 ) -> Part:
     """Write all of ``sources``; returns what is durable then, for `commit.assemble`.
 
-    ``numbers`` gives numbers that no other segment of this writer's life has. ``stored`` is called with the raw and the stored
-    bytes of each segment that is in the store. ``meter`` is that of all uploads on this machine. Raises ProtocolError or
-    ConfigError for items that don't fit their slot or can't be stored, and what the store raises. Cancelling is safe: when this
-    returns or raises, nothing touches the slots any more; segments already written are left for the collection.
+    ``numbers`` gives numbers that no other segment of this writer's life has. ``stored`` is called with the raw bytes of each
+    segment's frames when they are in the store, and with the stored bytes that were written for them. ``meter`` is that of all
+    uploads on this machine. Frames of ``base`` that haven't changed are referred to, where they lie in the data of commits that
+    are ``allowed``.
+
+    Raises ProtocolError or ConfigError for items that don't fit their slot or can't be stored, and what the store raises.
+    Cancelling is safe: when this returns or raises, nothing touches the slots any more; segments already written are left for
+    the collection.
     """
     entries, extents = _survey(sources)
     frames, places = cut(extents, options.frame_bytes)
     spans = group(frames, options.segment_bytes)
     loans = [Loan(source.slot) for source in sources]
     meter = meter or Meter(options.concurrency, 1)
-    upload = _Upload(store, options, pool, [loan.view for loan in loans], frames, spans, meter)
+    found = Unchanged(base, layout_of(sources), frames, allowed)
+    upload = _Upload(store, options, pool, [loan.view for loan in loans], frames, spans, meter, found)
     keys = [next(numbers) for _ in spans]
 
     async def write(number: int, key: str, cost: int) -> None:
@@ -121,12 +129,13 @@ async def write_part(
         await all_returned(loans, error)
         raise
     await all_returned(loans, None)
-    segments = [Segment(0, n, size_bytes) for n, size_bytes in zip(keys, upload.sizes_bytes, strict=True)]
     placed = tuple(
         Entry(rank, item.fqn, item.scope, item.dtype, item.shape, Region(item.offsets, item.sizes), place)
         for (rank, item), place in zip(entries, places, strict=True)
     )
-    return Part((writer,), tuple(sorted(source.rank for source in sources)), (), tuple(segments), upload.rows, placed)
+    own = [Segment(0, n, size_bytes) for n, size_bytes in zip(keys, upload.sizes_bytes, strict=True)]
+    writers, bases, segments, rows = found.refer(writer, own, upload.rows)
+    return Part(writers, tuple(sorted(source.rank for source in sources)), bases, segments, rows, placed)
 
 
 class _Upload:
@@ -141,6 +150,7 @@ class _Upload:
         frames: Sequence[FrameCut],
         spans: Sequence[range],
         meter: Meter,
+        unchanged: Unchanged,
     ) -> None:
         self._store = store
         self._codec = options.codec
@@ -149,6 +159,7 @@ class _Upload:
         self._frames = frames
         self._spans = spans
         self._meter = meter
+        self._unchanged = unchanged
         self._puts = asyncio.Semaphore(options.concurrency)
         self._bodies = Bodies(max((self.raw_bytes(number) for number in range(len(spans))), default=1))
         # Segments made long before their PUT can begin would only fill memory.
@@ -162,30 +173,42 @@ class _Upload:
         return sum(self._frames[i].raw_bytes for i in self._spans[number])
 
     async def segment(self, number: int, key: str) -> None:
-        """Write segment ``number`` under ``key``."""
-        made = await self._made([self._frames[i] for i in self._spans[number]])
+        """Write segment ``number`` under ``key``, unless none of its frames has changed."""
+        made = await self._made(self._spans[number])
         try:
-            async with self._puts:
-                with self._meter.put(made.stored_bytes):
-                    await self._store.put(key, tuple(made.pieces))
+            if made.pieces:
+                async with self._puts:
+                    with self._meter.put(made.stored_bytes):
+                        await self._store.put(key, tuple(made.pieces))
         finally:
             made.release()
         self.sizes_bytes[number] = made.stored_bytes
         for i, frame in zip(self._spans[number], made.frames, strict=True):
+            if frame is None:
+                self._unchanged.confirm(i)
+                continue
             sizes = (frame.offset, frame.stored_bytes, self._frames[i].raw_bytes)
             self.rows[i] = (number, frame.codec_id, *sizes, np.void(frame.raw_hash), np.void(frame.stored_hash))
 
-    async def _made(self, frames: Sequence[FrameCut]) -> Made:
+    async def _made(self, span: range) -> Made:
+        frames, known = [self._frames[i] for i in span], [self._unchanged.hash_of(i) for i in span]
         codec = self._codec
         if codec == "auto":
             codec = ENCODED if self._meter.encode_next() else "raw"
         if codec == "raw":
-            (made,) = await in_threads(self._pool, [partial(make_raw, frames, self._slots)])
+            (made,) = await in_threads(self._pool, [partial(make_raw, frames, self._slots, known)])
             return made
-        make = partial(make_encoded, frames, self._slots, codec, self._bodies.take())
+        make = partial(make_encoded, frames, self._slots, known, codec, self._bodies.take())
         (made,) = await in_threads(self._pool, [make])
-        self._meter.encoded(sum(frame.raw_bytes for frame in frames), made.stored_bytes, made.cpu_seconds)
+        raw_bytes = sum(frame.raw_bytes for frame, kept in zip(frames, made.frames, strict=True) if kept is not None)
+        if raw_bytes:
+            self._meter.encoded(raw_bytes, made.stored_bytes, made.cpu_seconds)
         return made
+
+
+def layout_of(sources: Sequence[RankSource]) -> Layout:
+    """What a base must have been made of."""
+    return [(source.rank, source.items) for source in sources]
 
 
 def _survey(sources: Sequence[RankSource]) -> tuple[list[tuple[int, Item]], list[Extent]]:

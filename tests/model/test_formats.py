@@ -25,6 +25,7 @@ from ckptd.model.part import Part
 from ckptd.model.segment import Segment
 from ckptd.pipeline.unchanged import ANEW, refer, remember
 from ckptd.pipeline.write import WriteOptions
+from ckptd_client.messages import Item
 from tests.restore.states import ATTEMPT, Slot, region, save
 
 
@@ -59,7 +60,8 @@ def referring(part: Part, seq: int, writer: str, every: int) -> Part:
     frames = part.frames.copy()
     ends = np.cumsum(frames["stored_bytes"][anew])
     frames["offset"][anew], frames["segment"][anew] = ends - frames["stored_bytes"][anew], 0
-    base = remember(seq, [], np.arange(count), part)
+    items = [Item(e.fqn, "", "", "", (), (), (), i, 0) for i, e in enumerate(part.entries)]
+    base = remember(seq, [(0, items)], part)
     rows = np.where(anew, ANEW, np.arange(count))
     writers, bases, segments, table = refer(writer, [Segment(0, 77, int(ends[-1]))], frames, base, rows)
     return Part(writers, part.ranks, bases, segments, table, part.entries)
