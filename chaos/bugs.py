@@ -103,16 +103,14 @@ def _serve_a_writing_slot() -> None:
         def __init__(self, plan: Any) -> None:
             self._plan = plan
 
-        def copy_into(self, arena: Any, slot: int, found: Any, bodies: dict[str, bytes]) -> list[int]:
+        def copy_into(self, arena: Any, slot: int, found: Any) -> list[int]:
             def copy() -> None:
                 time.sleep(0.05)
-                self._plan.copy_into(arena, slot, found, bodies)
+                self._plan.copy_into(arena, slot, found)
 
-            place = arena.slot(slot)
-            for item in self._plan.objects:
-                place[item.slot_offset : item.slot_offset + len(bodies[item.fqn])] = bodies[item.fqn]
+            lengths: list[int] = self._plan.copy_objects(arena, slot, found)
             threading.Thread(target=copy).start()
-            return [len(bodies[item.fqn]) for item in self._plan.objects]
+            return lengths
 
     def wrong(self: Any, *arguments: Any, **named: Any) -> Any:
         plan, self._plan = self._plan, Hasty(self._plan)

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ class MadeUp(Plan):
     def drop_views(self) -> None:
         """There are none."""
 
-    def copy_into(self, arena: Arena, slot: int, found: Collected) -> list[int]:
+    def copy_into(self, arena: Arena, slot: int, found: Collected, later: Sequence[int] = ()) -> list[int]:
         """Write the state after the step that ``found`` names."""
         step = decode(found.bodies[OWN])["step"]
         for filler, item in self._fillers:
@@ -137,7 +137,7 @@ class Rank:
 
     def step(self, n: int) -> None:
         """Step ``n`` is done: as `Checkpointer.step`."""
-        self._stager.entered_seconds = time.monotonic()
+        self._stager.enter()
         self._follower.completed = n
         try:
             if self._alive():
@@ -169,7 +169,7 @@ class Rank:
             return
         found = self._collected()
         self._stager.ready(found, wait=True)
-        if self._stager.stage(n, self.member.generation, found, wait=False) is None:
+        if self._stager.stage(n, self.member.generation, found, wait=False, hide=False) is None:
             self._follower.miss(n, "no free slot")
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ class Plan:
         self.pieces = [piece for piece in pieces if piece.item.capacity]
         self._numbers = [found.structure.names[piece.fqn] for piece in self.pieces]
         tensors = [found.tensors[number] for number in self._numbers]
-        self._cut = [at for at, piece in enumerate(self.pieces) if not piece.whole or is_dtensor(tensors[at])]
+        self._cut = {at for at, piece in enumerate(self.pieces) if not piece.whole or is_dtensor(tensors[at])}
         self._devices = {local_of(tensor).device for tensor in tensors}
         self._dtypes = [tensor.dtype for tensor in tensors]
         self._views: dict[int, list[torch.Tensor]] = {}
@@ -105,9 +106,15 @@ class Plan:
         same = found.structure is self.structure or found.structure == self.structure
         return same and all(len(found.bodies[item.fqn]) <= item.capacity for item in self.objects)
 
-    def copy_into(self, arena: Arena, slot: int, found: Collected) -> list[int]:
-        """Copy the state into a slot and wait for it; returns the length of each object, in item order."""
-        copy_many(self.destinations(arena, slot), self.sources(found))
+    def copy_into(self, arena: Arena, slot: int, found: Collected, later: Sequence[int] = ()) -> list[int]:
+        """Copy the state into a slot and wait for it; returns the length of each object, in item order.
+
+        ``later`` are numbers of pieces that are left out.
+        """
+        left_out = set(later)
+        now = [at for at in range(len(self.pieces)) if at not in left_out]
+        destinations = self.destinations(arena, slot)
+        copy_many([destinations[at] for at in now], self.sources(found, now))
         lengths = self.copy_objects(arena, slot, found)
         devices.synchronize(self._devices)
         return lengths
@@ -122,12 +129,14 @@ class Plan:
             place[item.slot_offset : item.slot_offset + len(body)] = body
         return [len(found.bodies[item.fqn]) for item in self.objects]
 
-    def sources(self, found: Collected) -> list[torch.Tensor]:
-        """The memory of each piece, in order."""
-        sources = [found.tensors[number] for number in self._numbers]
-        for at in self._cut:
-            piece, local = self.pieces[at], local_of(sources[at])
-            sources[at] = local if piece.whole else local.narrow(0, piece.start, piece.count)
+    def sources(self, found: Collected, places: Sequence[int]) -> list[torch.Tensor]:
+        """The memory of these pieces."""
+        sources = [found.tensors[self._numbers[at]] for at in places]
+        if self._cut:
+            for n, at in enumerate(places):
+                if at in self._cut:
+                    piece, local = self.pieces[at], local_of(sources[n])
+                    sources[n] = local if piece.whole else local.narrow(0, piece.start, piece.count)
         return sources
 
     def destinations(self, arena: Arena, slot: int) -> list[torch.Tensor]:

@@ -26,6 +26,7 @@ from ckptd_client.errors import (
     SaveError,
     UnsupportedStateError,
 )
+from ckptd_client.handle import Handle
 from ckptd_client.member import Member
 from ckptd_client.messages import Finished, Vacate
 from ckptd_client.place import Place, die_with_agent, find_place
@@ -33,7 +34,7 @@ from ckptd_client.recover import PROGRESS, STATE, recover, restore_rng
 from ckptd_client.restore import Targets, merge, target_part
 from ckptd_client.schedule import Follower
 from ckptd_client.session import CLOSE_SECONDS, CONNECT_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Session
-from ckptd_client.staging import Handle, Stager
+from ckptd_client.staging import Stager
 from ckptd_client.stream import Stream
 from ckptd_client.tree import Collected, Collector, Part
 from ckptd_client.wire import default_socket, dial
@@ -106,6 +107,8 @@ class Checkpointer:
         found = self._collector.collect([part_of(name, thing) for name, thing in {**self._parts, **parts}.items()])
         Plan(found, self._place.rank, self._place.world_size)
         self._parts.update(parts)
+        for name, thing in parts.items():
+            self._stager.hidden.attach(name, thing)
 
     def restore(self) -> int:
         """Load the job's checkpoint into the registered parts on all ranks; returns the number of completed steps, 0 for none.
@@ -130,6 +133,7 @@ class Checkpointer:
         return self._restored
 
     def _restore(self, want: Callable[[Targets], object], raw: bool) -> int:
+        self._stager.join()
         found = recover(self._session, self._member, self._place.world_size, want, raw)
         if found is None:
             return 0
@@ -146,10 +150,16 @@ class Checkpointer:
     def step(self, n: int) -> Handle | None:
         """Optimizer step ``n`` (1-based) is done. On a scheduled step this copies the state; returns its handle, else None.
 
+        What only registered optimizers write (their parameters and their state, in tensors of 64 KiB and more) is copied
+        behind what comes next, up to the next step of one of them. Who writes these tensors elsewhere, now and then, costs the
+        snapshot under way (its handle's `wait` raises, a warning says which tensor), never its truth; who does it regularly is
+        found out before. One thing is not seen: a write past torch's version counters (``.data``, numpy) of less than 16 KiB
+        in a row, between two optimizer steps.
+
         Never waits for the daemon in a running training, and never raises because of it; only the first registration of the
         shared memory may (ResourceError when it doesn't fit).
         """
-        self._stager.entered_seconds = time.monotonic()
+        self._stager.enter()
         self._complete(n)
         if not self._alive():
             return None
@@ -194,14 +204,15 @@ class Checkpointer:
             found = self._collect()
             if not self._stager.ready(found, wait=False):
                 return None
-        due = self._follower.due(n)
-        if not due or n in self._stager.handles:
-            return self._stager.handles.get(n)
-        found = found or self._collect()
-        self._stager.ready(found, wait=True)
-        handle = self._stager.stage(n, self._member.generation, found, wait=False)
-        if handle is None:
-            self._follower.miss(n, "no free slot")
+        handle = self._stager.handles.get(n)
+        if self._follower.due(n) and handle is None:
+            found = found or self._collect()
+            self._stager.ready(found, wait=True)
+            handle = self._stager.stage(n, self._member.generation, found, wait=False, hide=True)
+            if handle is None:
+                self._follower.miss(n, "no free slot")
+        if self._stager.hidden.curious:
+            self._stager.hidden.watch(found or self._collect())
         return handle
 
     def _collect(self, state: Mapping[str, Any] | None = None) -> Collected:
@@ -243,13 +254,13 @@ class Checkpointer:
         return self._save(state, step)
 
     def _save(self, state: Mapping[str, Any] | None, step: int) -> Handle:
-        self._stager.entered_seconds = time.monotonic()
+        self._stager.enter()
         found = self._collect(state)
         try:
             self._member.join_or_refuse()
             self._stager.ready(found, wait=True)
             self._follower.due(step)
-            handle = self._stager.stage(step, self._member.generation, found, wait=True)
+            handle = self._stager.stage(step, self._member.generation, found, wait=True, hide=False)
             assert handle is not None
             return handle
         except (DaemonUnavailableError, SaveError, ResourceError, ProtocolError, RestoreError) as error:
@@ -280,6 +291,8 @@ class Checkpointer:
         """
         if self._closed:
             return
+        self._stager.join()
+        self._stager.hidden.detach()
         if wait and not self._session.closed:
             self._settle(time.monotonic() + CLOSE_SECONDS)
             self._finish()

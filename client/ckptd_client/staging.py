@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from ckptd_client.arena import Arena
+from ckptd_client.behind import Behind
 from ckptd_client.capture import Plan
 from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, SaveError
+from ckptd_client.handle import Handle
+from ckptd_client.hidden import Hidden
 from ckptd_client.messages import (
     Aborted,
     Durable,
@@ -24,68 +29,31 @@ from ckptd_client.messages import (
     Sealed,
 )  # fmt: skip
 from ckptd_client.place import Place
-from ckptd_client.session import AWAY_SECONDS, REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
+from ckptd_client.session import REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
 from ckptd_client.tree import Collected
 
+_log = logging.getLogger("ckptd")
 _SLOTS: Final = 2  # one is held until a newer snapshot is complete on all ranks, one is free to be written
 _REGISTER_AGAIN_SECONDS: Final = 30.0
-_LOOK_SECONDS: Final = 0.5  # between two looks for the daemon's successor while waiting for a snapshot
 _UNKNOWN: Final = "the daemon was lost; it may have become durable or not"
 
 
-class Handle:
-    """One snapshot of this rank. Saved means `durable`: committed, on all ranks."""
+@dataclass(slots=True)
+class _Under:
+    """A snapshot that is not sealed yet. ``copy``: what runs behind the training; ``stalled_seconds``: blocked so far."""
 
-    def __init__(self, step: int, stager: Stager) -> None:
-        self.step = step
-        self._stager = stager
-        self._durable = False
-        self._reason: str | None = None
-        self._staged = False
-
-    @property
-    def staged(self) -> bool:
-        """Whether this rank's state is in shared memory, complete. Says nothing about other ranks."""
-        return self._staged
-
-    @property
-    def durable(self) -> bool:
-        """Whether the snapshot of all ranks is committed in the store."""
-        return self._durable
-
-    @property
-    def open(self) -> bool:
-        """Whether neither is known yet: durable, or given up."""
-        return not self._durable and self._reason is None
-
-    def wait(self, timeout_seconds: float | None = None) -> None:
-        """Return once durable. Raises SaveError when the snapshot was given up, its fate is unknown, or the time is over.
-
-        When the daemon goes away meanwhile, its successor is looked for; it takes over what is staged.
-        """
-        deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while self.open:
-            away_seconds = self._stager.revive()
-            if away_seconds > AWAY_SECONDS:
-                raise SaveError(
-                    f"the daemon is away, and with it what became of step={self.step} away_seconds={away_seconds:.0f}"
-                )
-            left = deadline - time.monotonic()
-            with self._stager.changed:
-                if not self._stager.changed.wait_for(lambda: not self.open, max(0.0, min(left, _LOOK_SECONDS))) and left <= 0:
-                    raise SaveError(f"not durable in time step={self.step} timeout_seconds={timeout_seconds}")
-        if not self._durable:
-            raise SaveError(f"the snapshot was given up: {self._reason} step={self.step}")
-
-    def settle(self, durable: bool, reason: str | None) -> None:
-        """Called under the condition; the first outcome stands."""
-        if self.open:
-            self._durable, self._reason = durable, None if durable else reason
-            self._stager.changed.notify_all()
-
-    def mark_staged(self) -> None:
-        """The slot is sealed."""
-        self._staged = True
+    handle: Handle
+    arena: Arena
+    plan: Plan
+    slot: int
+    layout: int
+    generation: Gen
+    lengths: list[int]
+    stalled_seconds: float
+    copy: Behind | None
+    places: list[int]
+    thread: int
+    process: int
 
 
 class Stager:
@@ -101,6 +69,9 @@ class Stager:
         self.handles: dict[int, Handle] = {}
         self.arena: Arena | None = None
         self._plan: Plan | None = None
+        self.hidden = Hidden(self.join)
+        self._under: _Under | None = None
+        self._joining = threading.Lock()
         self._free: set[int] = set()
         self._where: dict[int, tuple[str, int]] = {}  # the arena and slot of each open handle, by its step
         self._layout = -1
@@ -109,9 +80,15 @@ class Stager:
         self._lost_seconds: float | None = None  # since when the arena is without a daemon
         self._resuming: Pending | None = None
         self._early: set[tuple[int, int]] = set()  # (layout, slot) that became free before the answer to Resume was read
-        self._work = threading.Lock()  # never resumed while a slot is written
+        self._work = threading.Lock()  # never resumed while a slot is written, be it behind the training
         self.ever_registered = False
         self.entered_seconds = 0.0  # when training was last stopped for us, on the monotonic clock
+
+    def enter(self) -> None:
+        """Training stands still for us from now on. What was copied behind it comes to its end first."""
+        self.hidden.end_gap()
+        self.join()
+        self.entered_seconds = time.monotonic()
 
     def on_event(self, message: Message) -> None:
         """A slot is free again, or a snapshot has its outcome."""
@@ -167,6 +144,8 @@ class Stager:
             arena = self.arena
             if self._lost_seconds is None or arena is None:
                 return True
+            if self._under is not None:
+                return False
             if self._resuming is None:
                 self._resuming = self.session.begin(Resume(self.session.next_id(), arena.id))
             pending = self._resuming
@@ -251,8 +230,11 @@ class Stager:
         self.ever_registered = True
         return True
 
-    def stage(self, step: int, generation: Gen, found: Collected, wait: bool) -> Handle | None:
-        """Copy the state into a free slot and seal it; None when no slot is free and ``wait`` is False."""
+    def stage(self, step: int, generation: Gen, found: Collected, wait: bool, hide: bool) -> Handle | None:
+        """Copy the state into a free slot and seal it; None when no slot is free and ``wait`` is False.
+
+        With ``hide``, what only the optimizers write is copied behind the training, and `join` seals.
+        """
         with self._work:
             with self.changed:
                 self.changed.wait_for(
@@ -266,34 +248,98 @@ class Stager:
                         raise SaveError(f"no slot became free in time step={step} timeout_seconds={SLOT_SECONDS:g}")
                     return None
                 slot, layout = self._free.pop(), self._layout
-            return self._write(arena, plan, slot, layout, step, generation, found)
+            handle, under = Handle(step, self), None
+            try:
+                arena.begin(slot)
+                under = self._copy(handle, arena, plan, slot, layout, generation, found, hide)
+            except BaseException:
+                self._give_back(layout, slot)
+                raise
+            with self.changed:
+                self.handles[step], self._where[step] = handle, (arena.id, slot)
+            self._under = under
+        if under.copy is None:
+            self.join()
+        return handle
 
-    def _write(
+    def _copy(
         self,
+        handle: Handle,
         arena: Arena,
         plan: Plan,
         slot: int,
         layout: int,
-        step: int,
         generation: Gen,
         found: Collected,
-    ) -> Handle:
-        try:
-            arena.begin(slot)
-            arena.seal(slot, generation, step, plan.copy_into(arena, slot, found))
-        except BaseException:
-            with self.changed:
-                if layout == self._layout:
-                    self._free.add(slot)
-            raise
-        handle = Handle(step, self)
-        handle.mark_staged()
+        hide: bool,
+    ) -> _Under:
+        places = self.hidden.places(plan, found) if hide else []
+        lengths = plan.copy_into(arena, slot, found, places) if places else plan.copy_into(arena, slot, found)
+        copy = self.hidden.start(plan, found, arena, slot) if places else None
+        blocked_seconds = time.monotonic() - self.entered_seconds
+        here = threading.get_ident(), os.getpid()
+        return _Under(handle, arena, plan, slot, layout, generation, lengths, blocked_seconds, copy, places, *here)
+
+    def _give_back(self, layout: int, slot: int) -> None:
         with self.changed:
-            self.handles[step], self._where[step] = handle, (arena.id, slot)
-            lost = self._lost_seconds is not None
+            if layout == self._layout:
+                self._free.add(slot)
+
+    def join_for(self, handle: Handle) -> None:
+        """`join` that snapshot, if this thread has begun it; on another one the state may be being written just now."""
+        under = self._under
+        if under is not None and under.handle is handle and under.thread == threading.get_ident():
+            self.join()
+
+    def join(self) -> None:
+        """Let what is copied behind the training come to its end, and seal it. To be called before the state is written;
+        never raises. Does nothing when nothing is under way.
+        """
+        with self._joining:
+            under, begun = self._under, time.monotonic()
+            if under is None:
+                return
+            if under.process != os.getpid():  # a forked child has neither the thread nor the mapping
+                self._under = None
+                return
+            reason = self._finish(under)
+            self._under = None
+            stalled_seconds = under.stalled_seconds + (time.monotonic() - begun if under.copy is not None else 0.0)
+            try:
+                if reason is None:
+                    self._seal(under, stalled_seconds)
+                else:
+                    self._give_up(under, reason)
+            except DaemonUnavailableError:
+                pass  # its successor finds the slot sealed, or nothing
+
+    def _finish(self, under: _Under) -> str | None:
+        """Why the copy is of no use; None when it is complete and of one step."""
+        if under.copy is None:
+            return None
         try:
-            if not lost:
-                self.session.send(Sealed(layout, slot, step, time.monotonic() - self.entered_seconds))
-        except DaemonUnavailableError:
-            pass  # its successor finds the slot sealed
-        return handle
+            written = [under.plan.pieces[under.places[at]].fqn for at in under.copy.finish()]
+        except Exception as error:  # whatever it is, it must not end the training
+            return f"copying behind the training failed: {type(error).__name__}: {error}"
+        if not written:
+            return None
+        self.hidden.lost(written)
+        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+        return f"{written[0]}{more} was written outside its optimizer while it was copied; from now on it is copied at once"
+
+    def _seal(self, under: _Under, stalled_seconds: float) -> None:
+        under.arena.seal(under.slot, under.generation, under.handle.step, under.lengths)
+        under.handle.mark_staged()
+        with self.changed:
+            lost = self._lost_seconds is not None
+        if not lost:
+            self.session.send(Sealed(under.layout, under.slot, under.handle.step, stalled_seconds))
+
+    def _give_up(self, under: _Under, reason: str) -> None:
+        step = under.handle.step
+        _log.warning("ckptd: no snapshot of step %d: %s", step, reason)
+        self._give_back(under.layout, under.slot)
+        with self.changed:
+            if self.handles.get(step) is under.handle:
+                self._settle(step, False, reason)
+        self.session.send(Missed(step, reason[:500]))

@@ -64,6 +64,7 @@ class FakeDaemon:
         self.pidfds = 0
         self.finished: list[int] = []
         self.missed: list[m.Missed] = []
+        self.stalls: dict[int, float] = {}  # seconds, by step
         self.reports: list[str] = []
         self.registrations = self.resumed = 0
         self.arenas: dict[str, tuple[Arena, list[m.Item]]] = {}
@@ -145,6 +146,7 @@ class FakeDaemon:
             self._all_reported(trainer)
         elif isinstance(message, m.Sealed):
             trainer.sealed[message.step] = message
+            self.stalls[message.step] = message.stall_seconds
             self._all_sealed(message.step)
         elif isinstance(message, m.Missed):
             self.missed.append(message)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from ckptd_client import Checkpointer, connect
+from ckptd_client import handle as handle_module
 from ckptd_client import session as session_module
-from ckptd_client import staging as staging_module
 from ckptd_client.arena import SEALED
 from ckptd_client.capture import Plan
 from ckptd_client.errors import (
@@ -29,7 +29,7 @@ from ckptd_client.errors import (
     UnsupportedStateError,
     VersionMismatchError,
 )
-from ckptd_client.staging import Handle
+from ckptd_client.handle import Handle
 from tests.client.fake_daemon import FakeDaemon
 
 
@@ -355,7 +355,7 @@ def test_a_slot_that_becomes_free_right_after_the_answer_to_resume_is_not_lost(
     back.generation, back.arenas, back.lets_go = daemon.generation, daemon.arenas, True
     stager = ckpt._stager
     until(lambda: ckpt._session.poll() or ckpt._session.connected)
-    assert not stager.resume(wait=False) or stager._free == {0, 1}
+    stager.resume(wait=False)  # asks; on a busy machine the answer may be there at once, without what follows it
     until(lambda: back.resumed == 1 and not handle.open)  # heard by the reader's thread, and what follows
     until(lambda: stager.resume(wait=False) and stager._free == {0, 1})
     ckpt.close()
@@ -411,7 +411,7 @@ def test_what_is_sealed_while_no_daemon_listens_is_not_lost(daemon: FakeDaemon, 
 
 
 def test_a_daemon_that_stays_away(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging_module, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(handle_module, "AWAY_SECONDS", 0.0)
     daemon.schedule = (2, 2)
     daemon.keep_open = True
     ckpt = connect("job")

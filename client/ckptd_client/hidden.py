@@ -1,0 +1,154 @@
+"""Which tensors are copied behind forward and backward: those that are only written by registered optimizers.
+
+That is not believed but watched. In the first steps of a training, before anything is hidden, every candidate is looked at
+between the end of `step` and the beginning of the next optimizer step; who is written there (an average of weights kept by the
+loop, clamped weights, an optimizer of somebody else) is copied in `step` from then on. Who turns out later to be written there
+costs the snapshot that was under way, and is known, too. See docs/decisions/0009.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ckptd_client.arena import Arena
+from ckptd_client.behind import Behind, Marks, Samples
+from ckptd_client.capture import Plan
+from ckptd_client.regions import local_of
+from ckptd_client.tree import Collected, Structure, address
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger("ckptd")
+HIDE_BYTES_MIN: Final = 64 << 10  # of a tensor; smaller ones are copied as fast as they are looked after
+GAPS: Final = 2  # to be watched before anything is hidden
+LOSSES_MAX: Final = 3  # snapshots lost to unforeseen writes, after which nothing is hidden any more
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The pieces of a plan to be hidden, by their numbers."""
+
+    plan: Plan
+    places: list[int]
+    samples: Samples
+
+
+class Hidden:
+    """Used by the thread that trains. ``before_write`` is called when a registered optimizer is about to write."""
+
+    def __init__(self, before_write: Callable[[], None]) -> None:
+        self._before_write = before_write
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._hooks: list[Any] = []
+        self._structure: Structure | None = None
+        self._candidates: list[str] = []
+        self._samples: Samples | None = None
+        self._marks: Marks | None = None
+        self._gaps = 0
+        self._losses = 0
+        self._exposed: set[str] = set()  # FQNs that were written by others than the optimizers
+        self._chosen: _Chosen | None = None
+
+    def attach(self, name: str, thing: object) -> None:
+        """Know a registered part; only optimizers matter."""
+        import torch
+
+        if isinstance(thing, torch.optim.Optimizer) and hasattr(thing, "_optimizer_step_pre_hooks"):
+            self._hooks.append(thing.register_step_pre_hook(lambda *_: self._before_step()))
+            self._optimizers[name] = thing
+
+    def detach(self) -> None:
+        """Let the optimizers go."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._optimizers.clear()
+        self._marks = None
+
+    def _before_step(self) -> None:
+        self.end_gap()
+        self._before_write()
+
+    # ---- watching
+
+    @property
+    def curious(self) -> bool:
+        """Whether `watch` should be called at the end of this step."""
+        return bool(self._optimizers) and self._gaps < GAPS and self._losses < LOSSES_MAX
+
+    def watch(self, found: Collected) -> None:
+        """The state at the end of a step, to be compared with what it is when the next optimizer step begins."""
+        if found.structure is not self._structure:
+            self._structure, self._gaps, self._chosen = found.structure, 0, None
+            self._candidates = list(self._owned(found))
+            self._samples = Samples(self._tensors(found))
+        assert self._samples is not None
+        self._marks = Marks(self._tensors(found), self._samples)
+
+    def _owned(self, found: Collected) -> Iterable[str]:
+        """FQNs of the optimizers' parameters and state that are worth hiding."""
+        parameters = {
+            address(parameter)
+            for optimizer in self._optimizers.values()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        parts = tuple(f"{name}." for name in self._optimizers)
+        for fqn, index in found.structure.names.items():
+            tensor = found.tensors[index]
+            if (fqn.startswith(parts) or address(tensor) in parameters) and can_hide(local_of(tensor)):
+                yield fqn
+
+    def _tensors(self, found: Collected) -> list[torch.Tensor]:
+        return [local_of(found.tensors[found.structure.names[fqn]]) for fqn in self._candidates]
+
+    def end_gap(self) -> None:
+        """The optimizer is about to write, or it has not written at all in this step."""
+        marks, self._marks = self._marks, None
+        if marks is not None:
+            self._gaps += 1
+            self._expose(self._candidates[at] for at in marks.written())
+
+    def _expose(self, names: Iterable[str]) -> None:
+        self._exposed.update(names)
+        self._chosen = None
+
+    def lost(self, names: Iterable[str]) -> None:
+        """A snapshot is lost because these were written while they were copied."""
+        self._losses += 1
+        self._expose(names)
+        if self._losses == LOSSES_MAX:
+            _log.warning(
+                "ckptd: %d snapshots were lost to writes outside the optimizers; nothing is hidden any more", LOSSES_MAX
+            )
+
+    # ---- choosing
+
+    def places(self, plan: Plan, found: Collected) -> list[int]:
+        """Which of the plan's pieces to copy behind the training."""
+        if plan.structure is not self._structure or self._gaps < GAPS or self._losses >= LOSSES_MAX:
+            return []
+        if self._chosen is None or self._chosen.plan is not plan:
+            names = set(self._candidates) - self._exposed
+            wanted = [at for at, piece in enumerate(plan.pieces) if piece.fqn in names]
+            places = [at for at in wanted if plan.pieces[at].item.capacity >= HIDE_BYTES_MIN]
+            self._chosen = _Chosen(plan, places, Samples(plan.sources(found, places)))
+        # Strides are no part of the structure: whose have changed are rare, and copied as they used to be.
+        return self._chosen.places if all(map(can_hide, plan.sources(found, self._chosen.places))) else []
+
+    def start(self, plan: Plan, found: Collected, arena: Arena, slot: int) -> Behind:
+        """Begin to copy what `places` has just named."""
+        assert self._chosen is not None
+        places = self._chosen.places
+        destinations = plan.destinations(arena, slot)
+        return Behind([destinations[at] for at in places], plan.sources(found, places), self._chosen.samples)
+
+
+def can_hide(local: torch.Tensor) -> bool:
+    """Whether its bytes lie in a row in ordinary memory as they are to be stored, and are many enough."""
+    plain = local.is_cpu and local.is_contiguous() and not local.is_conj() and not local.is_neg()
+    return plain and local.nbytes >= HIDE_BYTES_MIN
