@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.peers import BarePut, Ckptd, Dcp, FsspecStorage, S3TorchStorage
+from benchmarks.bare import BarePut
+from benchmarks.peers import Ckptd, Dcp, FsspecStorage, S3TorchStorage, empty_like
 from benchmarks.result import Result, from_rounds
 from benchmarks.run import alone
 from benchmarks.stage import Stage, check_digests, rounds_of
@@ -40,7 +41,8 @@ def save(bucket: str, where: dict[str, str], rounds: int) -> None:
 
 def load(bucket: str, where: dict[str, str]) -> None:
     """In each rank of a new world."""
-    give_back(Ckptd(sharded(_BYTES), where))
+    state = empty_like(sharded(_BYTES))
+    give_back(Ckptd(state, where), state)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ class Contender(Protocol):
     def finish(self) -> None:
         """Wait until it is durable. May be called twice."""
 
-    def load(self) -> State | None:
-        """What was saved last, read back into a new state; None where that can't be here."""
+    def load(self, state: State) -> bool:
+        """Fill ``state`` with what was saved last; False where that can't be."""
 
     def close(self) -> None:
         """End what it runs."""
@@ -104,36 +104,8 @@ class Memcpy:
 
     def finish(self) -> None: ...
 
-    def load(self) -> State | None:
-        return None
-
-    def close(self) -> None: ...
-
-
-class BarePut:
-    """The same bytes as objects of ``part_bytes``, by the store library alone, several in flight; they lie ready beforehand."""
-
-    name = "bare put"
-
-    def __init__(self, state: State, bucket: str, part_bytes: int = 16 << 20, in_flight: int = 4) -> None:
-        import s3fs
-
-        self._fs = s3fs.S3FileSystem(**TUNED)
-        self._in_flight = in_flight
-        flat = torch.cat([local_of(tensor).reshape(-1).view(torch.uint8) for tensor in state.values()]).numpy().tobytes()
-        starts = range(0, len(flat), part_bytes)
-        prefix = f"{bucket}/bare/{dist.get_rank()}-"
-        self._objects = {f"{prefix}{i}": flat[start : start + part_bytes] for i, start in enumerate(starts)}
-
-    def before(self) -> None: ...
-
-    def start(self, number: int) -> None:
-        self._fs.pipe(self._objects, batch_size=self._in_flight)
-
-    def finish(self) -> None: ...
-
-    def load(self) -> State | None:
-        return None
+    def load(self, state: State) -> bool:
+        return False
 
     def close(self) -> None: ...
 
@@ -161,14 +133,9 @@ class Ckptd:
         if self._handle is not None:
             self._handle.wait(_WAIT_SECONDS)
 
-    def load(self) -> State | None:
-        """None where it has saved: a world restores what it was told when it formed, so a new one has to ask."""
-        if self._handle is not None:
-            return None
-        found = empty_like(self._state)
-        if not self._ckpt.load(found):
-            raise RuntimeError("there was nothing to load")
-        return found
+    def load(self, state: State) -> bool:
+        """False where it has saved: a world restores what it was told when it formed, so a new one has to ask."""
+        return self._handle is None and self._ckpt.load(state) > 0
 
     def close(self) -> None:
         self._ckpt.close()
@@ -207,12 +174,11 @@ class Dcp:
         if self._upload is not None:
             self._upload.result(_WAIT_SECONDS)
 
-    def load(self) -> State | None:
+    def load(self, state: State) -> bool:
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        found = empty_like(self._state)
-        load(found, storage_reader=self._storage.reader())
-        return found
+        load(state, storage_reader=self._storage.reader())
+        return True
 
     def close(self) -> None:
         if self._stager is not None:
@@ -335,8 +301,10 @@ class TorchSave:
 
     def finish(self) -> None: ...
 
-    def load(self) -> State | None:
-        return dict(torch.load(self._path, weights_only=True))
+    def load(self, state: State) -> bool:
+        for name, tensor in torch.load(self._path, weights_only=True).items():
+            local_of(state[name]).copy_(tensor)
+        return True
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.peers import Ckptd, Dcp, FileStorage, Memcpy
+from benchmarks.peers import Ckptd, Dcp, FileStorage, Memcpy, empty_like
 from benchmarks.result import Result, at_most, either, from_rounds
 from benchmarks.run import alone
 from benchmarks.stage import Stage, check_digests, rounds_of
@@ -42,7 +42,8 @@ def save(bucket: str, scratch: str, where: dict[str, str], rounds: int) -> None:
 
 def load(bucket: str, where: dict[str, str]) -> None:
     """In each rank of a new world."""
-    give_back(Ckptd(sharded(_BYTES), where))
+    state = empty_like(sharded(_BYTES))
+    give_back(Ckptd(state, where), state)
 
 
 if __name__ == "__main__":

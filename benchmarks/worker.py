@@ -13,7 +13,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from benchmarks.peers import Contender, State, local_of
+from benchmarks.peers import Contender, State, empty_like, local_of
 from benchmarks.rounds import interleave
 
 
@@ -46,8 +46,8 @@ def compete(state: State, contenders: Sequence[Contender], rounds: int, *, until
     tell("rounds", first=found.first, raw=found.raw)
     tell("digest", who="live", digest=digest(state))
     for contender in contenders:
-        given = contender.load()
-        if given is not None:
+        given = empty_like(state)
+        if contender.load(given):
             tell("digest", who=contender.name, digest=digest(given))
         contender.close()
 
@@ -67,11 +67,11 @@ def digest(state: State) -> str:
     return found.hexdigest()
 
 
-def give_back(contender: Contender) -> None:
-    """In a new world: tell the digest of what it loads, as a restart would."""
-    found = contender.load()
-    assert found is not None
-    tell("digest", who=contender.name, digest=digest(found))
+def give_back(contender: Contender, state: State) -> None:
+    """In a new world: load into ``state``, as a restart would, and tell the digest. Raises RuntimeError for nothing to load."""
+    if not contender.load(state):
+        raise RuntimeError(f"{contender.name} has nothing to load")
+    tell("digest", who=contender.name, digest=digest(state))
     contender.close()
 
 
