@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from benchmarks.peers import State, local_of
 
-# Of 4 to 32 MiB and 4 to 16 in flight the best at both, on MinIO on the same 2 cores: 0.84 and 1.9 GB/s, others 0.75 and 1.5 up.
+# Of 4 to 32 MiB, 4 to 16 in flight, the best at both, with MinIO on the same 2 cores: 0.84 and 1.9 GB/s, others from 0.75, 1.5.
 PART_BYTES = 16 << 20
 IN_FLIGHT = 8
 _TIMEOUT = "300s"

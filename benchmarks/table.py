@@ -1,8 +1,9 @@
-"""The results as a table: on the screen, and as Markdown for docs/performance.md (`python -m benchmarks.table`)."""
+"""The results as a table: on the screen, and in docs/performance.md (`python -m benchmarks.table`): no figure is typed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,8 @@ from rich.table import Table
 from benchmarks.figures import FIGURES
 from benchmarks.result import OURS, RESULTS, Bar, Result, read
 
+_DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+_BEGIN, _END = "<!-- from benchmarks/results by `python -m benchmarks.table` -->", "<!-- end -->"
 _HEAD = ("figure", "what", "unit", "ckptd", "limit", "peers", "÷ limit", "÷ best peer", "rounds", "bars")
 
 
@@ -55,14 +58,28 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _main() -> None:
-    results = kept()
-    print(markdown(results))
-    for result in results:
-        if result.first:
-            first = ", ".join(f"{who} {_text(value)}" for who, value in result.first.items())
-            print(f"\nFirst `{result.figure}`: {first} {result.unit}.")
+def document(results: Sequence[Result]) -> str:
+    """All of it as docs/performance.md has it: the table, the first saves, the machine and how quiet it was."""
+    firsts = [f"`{result.figure}` {_firsts(result)} {result.unit}" for result in results if result.first]
+    machine = results[0].machine
+    busy = ", ".join(f"{result.figure} {_text(float(str(result.machine['busy_cores_before'])))}" for result in results)
+    kind = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}"
+    parts = [f"{kind}. Cores that others kept busy just before: {busy}.", markdown(results)]
+    return "\n\n".join(parts + ([f"First rounds: {'; '.join(firsts)}."] if firsts else []))
+
+
+def replaced(text: str, part: str) -> str:
+    """``text`` with ``part`` between its two marks. Raises ValueError without them."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"no {_BEGIN} … {_END} to write between")
+    return f"{before}{begin}\n{part}\n{end}{after}"
+
+
+def _firsts(result: Result) -> str:
+    return ", ".join(f"{who} {_text(value)}" for who, value in result.first.items())
 
 
 if __name__ == "__main__":
-    _main()
+    _DOCUMENT.write_text(replaced(_DOCUMENT.read_text(), document(kept())))
