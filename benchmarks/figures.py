@@ -6,5 +6,6 @@ FIGURES = (
     "stall_sync",
     "durable",
     "memory",
+    "requests",
     "recovery",
 )

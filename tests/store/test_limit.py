@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
+from chaos.minio import MinioServer
 from ckptd.errors import ConfigError
 from ckptd.store.base import Body
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.limit import LimitedStore, TokenBucket
+from ckptd.store.open import open_store
 from tests.clock import FakeClock
 from tests.waiting import eventually
 
@@ -110,3 +113,20 @@ def test_impossible_limits_are_refused(tmp_path: Path) -> None:
         LimitedStore(inner, concurrency=0)
     with pytest.raises(ConfigError):
         LimitedStore(inner, concurrency=1, upload_bytes_per_second=0)
+
+
+async def test_the_rate_holds_on_a_real_store_and_the_log_is_not_held_up(minio: MinioServer, minio_url: str) -> None:
+    """Pauses of the machine don't count: what wasn't used of the last second is made up for."""
+    inner = open_store(minio_url, minio.storage_options)
+    rate, seconds = 8 << 20, 4
+    store = LimitedStore(inner, concurrency=4, upload_bytes_per_second=rate)
+    await store.put("first", bytes(rate))  # which may go at once
+    began = time.monotonic()
+    uploads = asyncio.gather(*(store.put(f"data/{n}", bytes(rate // 4)) for n in range(4 * seconds)))
+    for n in range(10):
+        await inner.create(f"log/{n}", b"record")
+        assert await inner.get(f"log/{n}") == b"record"
+    assert not uploads.done()
+    await uploads
+    assert rate * seconds / (time.monotonic() - began) == pytest.approx(rate, rel=0.05)
+    await store.close()
