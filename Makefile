@@ -20,14 +20,14 @@ help:
 	@echo "make bench   the figures, all or one: FIGURE=stall"
 	@echo "make proto   generate the gRPC stubs anew"
 
-# Synced again when a pyproject.toml changes.
+# Synced again when a pyproject.toml or what is compiled changes.
 setup: .venv/.synced
 
 $(UV):
 	$(PYTHON) -m venv .tools/uv-venv
 	.tools/uv-venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-.venv/.synced: pyproject.toml client/pyproject.toml | $(UV)
+.venv/.synced: pyproject.toml client/pyproject.toml ckptd/codec/_planes.c | $(UV)
 	$(UV) sync --quiet --all-groups --python $(PYTHON)
 	@touch $@
 

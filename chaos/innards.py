@@ -12,12 +12,12 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import zstandard
 
 from chaos.content import Cells, Filler, Piece, tensors
-from chaos.invariants import FRAME, SEGMENT, ZSTD, places_of, sections_of, writers_of
+from chaos.invariants import FRAME, SEGMENT, places_of, sections_of, writers_of
 from chaos.logbook import Committed
 from chaos.objects import Objects
+from chaos.planes import raw_bytes_of
 
 _TENSOR = struct.Struct("<iBBHI")  # rank, dtype, dimensions, zero, regions
 _PLACE = struct.Struct("<QIIII")  # bytes, first frame, frames, offset in the first, zero
@@ -78,7 +78,7 @@ def _frames(objects: Objects, index: dict[str, tuple[int, bytes]], places: Seque
     for number in range(rows):
         segment, codec, offset, stored, raw, _, _ = FRAME.unpack_from(frames, number * FRAME.size)
         body = bodies[segment][offset : offset + stored]
-        found.append(zstandard.ZstdDecompressor().decompress(body, max_output_size=raw) if codec == ZSTD else body)
+        found.append(raw_bytes_of(codec, body, raw))
     return found
 
 

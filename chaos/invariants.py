@@ -13,17 +13,16 @@ from itertools import pairwise
 from typing import Any
 
 import msgpack
-import zstandard
 from xxhash import xxh3_128_digest
 
 from chaos.logbook import Committed, Logbook, Story
 from chaos.objects import Objects
+from chaos.planes import raw_bytes_of
 
 _HEAD = struct.Struct("<8sIIII")
 _SECTION = struct.Struct("<24sQQ")
 SEGMENT = struct.Struct("<IIQQ")  # writer, base (0: own), n, bytes
 FRAME = struct.Struct("<IIQII16s16s")  # segment, codec, offset, stored bytes, raw bytes, raw hash, stored hash
-ZSTD = 1
 _RECENT = 10  # log records that every look reads again; a thorough one reads all
 
 
@@ -202,7 +201,7 @@ def _frames(data: bytes, frames: Sequence[tuple[int, int, int, int, bytes, bytes
         if len(body) != stored or xxh3_128_digest(body) != stored_hash:
             yield f"the frame at {offset} has not the stored bytes that its hash names"
             continue
-        plain = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw) if codec == ZSTD else body
+        plain = raw_bytes_of(codec, body, raw)
         if len(plain) != raw or xxh3_128_digest(plain) != raw_hash:
             yield f"the frame at {offset} has not the raw bytes that its hash names"
 

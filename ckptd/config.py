@@ -65,7 +65,7 @@ class DaemonSettings(_Section):
     cpu_threads: int = Field(2, ge=1, le=256, description="threads that hash, encode and decode")
     nice: int = Field(10, ge=0, le=19, description="how far those threads give way to others on a busy machine")
     memory_bytes: int = Field(512 << 20, ge=64 << 20, description="buffers beyond the arenas: bytes in flight to the store")
-    codec: Literal["raw", "zstd", "auto"] = Field(
+    codec: Literal["raw", "planes", "auto"] = Field(
         "auto",
         description="how frames are stored; auto encodes where that is sooner done than sending more, by what it measures",
     )

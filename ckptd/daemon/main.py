@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from ckptd.clock import SYSTEM_CLOCK
+from ckptd.codec.frames import BUILD
 from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.daemon.metrics import DaemonMetrics
@@ -85,7 +86,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        _log.info("daemon_ready", node=node.name, socket=str(path), store=bare.url)
+        _log.info("daemon_ready", node=node.name, socket=str(path), store=bare.url, codec=BUILD)
         ready(path)
         manager.ready()
         serving = node.watch.spawn(server.serve())

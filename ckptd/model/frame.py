@@ -13,8 +13,8 @@ MAX_SEGMENT_BYTES: Final = 64 << 20
 HASH_BYTES: Final = 16
 
 RAW: Final = 0
-ZSTD: Final = 1
-CODECS: Final = {RAW: "raw", ZSTD: "zstd"}
+PLANES: Final = 1
+CODECS: Final = {RAW: "raw", PLANES: "planes"}
 
 # ``segment`` is a row of the segments' table; ``offset`` is in bytes from the segment's start; hashes are xxh3-128, big-endian.
 FRAME: Final = np.dtype(

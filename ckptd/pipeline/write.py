@@ -39,7 +39,7 @@ from ckptd.pipeline.unchanged import Base, Layout, Unchanged
 from ckptd.store.base import Store
 from ckptd_client.messages import Item
 
-ENCODED: Final[Codec] = "zstd"
+ENCODED: Final[Codec] = "planes"
 """What "auto" encodes with."""
 
 _AHEAD: Final = 2

@@ -44,7 +44,7 @@ def staged(rank: int, step: int, spoil: int | None) -> RankSource:
 
 @pytest.mark.parametrize(
     ("step", "spoil", "codec", "wrong"),
-    [(STEP, None, "raw", 0), (STEP, None, "zstd", 0), (STEP, 1, "raw", 1), (20, None, "raw", 6)],
+    [(STEP, None, "raw", 0), (STEP, None, "planes", 0), (STEP, 1, "raw", 1), (20, None, "raw", 6)],
 )
 async def test_contents(tmp_path: Path, step: int, spoil: int | None, codec: str, wrong: int) -> None:
     store = DirectoryStore(tmp_path)

@@ -85,7 +85,7 @@ def test_no_store_at_all() -> None:
         ("[daemon]\n\nframe_byte = 4096\n", ":3: daemon.frame_byte", "frame_bytes, segment_bytes"),
         ("[daemon]\ncpu_threads = 0\n", ":2: daemon.cpu_threads", "greater than or equal to 1"),
         ("[demon]\ncpu_threads = 1\n", ":1: demon", "sections: store, arena, daemon, coordinator"),
-        ('[daemon]\ncodec = "gzip"\n', ":2: daemon.codec", "'raw', 'zstd' or 'auto'"),
+        ('[daemon]\ncodec = "gzip"\n', ":2: daemon.codec", "'raw', 'planes' or 'auto'"),
         ("[daemon\n", "settings.toml", "line 1"),
     ],
 )

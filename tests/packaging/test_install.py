@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPILER = shutil.which(sysconfig.get_config_var("CC").split()[0])
 VERSION = "2.7.0a0+nv25.4"  # as vendors name theirs: a version that no package registry has
 
 
@@ -66,7 +70,47 @@ def test_ckptd_in_an_empty_environment_brings_no_torch(uv: str, wheels: Path, tm
         done = subprocess.run([str(python.with_name(arguments[0])), *arguments[1:]], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "no committed checkpoint" in done.stdout
+    assert codec_of(python).startswith("planes in C" if COMPILER else "planes with NumPy")
     subprocess.run([str(python), "-c", "import ckptd_client; ckptd_client.connect"], check=True)  # and it needs none for that
+
+
+def codec_of(python: Path) -> str:
+    """What the installed ckptd says of its codec, having used it."""
+    code = """
+from ckptd.codec.frames import BUILD, decode_into, encode_into
+raw, room, back = memoryview(bytes(range(4)) * 1000), memoryview(bytearray(4000)), memoryview(bytearray(4000))
+codec_id, count = encode_into(raw, "float32", "planes", room)
+decode_into(codec_id, room[:count], back)
+assert codec_id == 1 and back == raw
+print(BUILD)
+"""
+    return subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True, cwd=python.parent).stdout
+
+
+def test_without_a_compiler_ckptd_installs_and_works(uv: str, wheels: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "ckptd", source / "ckptd", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "client", source / "client", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    without = {**os.environ, "CC": "/nonexistent/cc"}
+    command = [
+        uv,
+        "build",
+        "--quiet",
+        "--wheel",
+        "--python",
+        sys.executable,
+        "--out-dir",
+        str(tmp_path / "wheels"),
+        str(source),
+    ]
+    subprocess.run(command, check=True, env=without)
+    for client in wheels.glob("ckptd_client-*.whl"):
+        shutil.copy(client, tmp_path / "wheels")
+    python = environment(uv, tmp_path / "venv")
+    install(uv, python, tmp_path / "wheels", "ckptd")
+    assert codec_of(python).startswith("planes with NumPy")
 
 
 def test_ckptd_client_beside_a_vendors_torch_does_not_touch_it(uv: str, wheels: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tests.restore.states import ATTEMPT, JOB, Slot, load, opened, region, save,
 
 WHOLE = np.arange(15, dtype="<u4").reshape(5, 3)
 WANT = Want("w", -1, "float32", (5, 3), (0, 0), (5, 3))
-OPTIONS = WriteOptions(frame_bytes=16, segment_bytes=40, codec="zstd")
+OPTIONS = WriteOptions(frame_bytes=16, segment_bytes=40, codec="planes")
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ from tests.restore.states import JOB, Slot, load, region
 from tests.restore.test_verify import cut, flip, found, verify
 
 ROWS, WIDTH = 64, 16
-OPTIONS = WriteOptions(frame_bytes=256, segment_bytes=1024, codec="zstd")
+OPTIONS = WriteOptions(frame_bytes=256, segment_bytes=1024, codec="planes")
 SHAPES = {"backbone": (ROWS, WIDTH), "embedding": (ROWS, WIDTH), "adapter": (6, 5)}
 
 
