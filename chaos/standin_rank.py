@@ -192,7 +192,7 @@ def _want(piece: Piece) -> Want:
 
 
 def _receive(session: Session, wants: list[Want], memory: list[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> None:
-    """As `ckptd_client.restore.receive`, into numpy's memory."""
+    """As `ckptd_client.receive.receive`, into numpy's memory."""
     stream = session.begin(RestoreRead(session.next_id(), wants), stream=True)
     left = [target.size for target in memory]
     ring, buffer_bytes = np.zeros(0, np.uint8), 0
@@ -206,10 +206,10 @@ def _receive(session: Session, wants: list[Want], memory: list[np.ndarray[tuple[
         if isinstance(message, RestoreEnd):
             break
         if isinstance(message, RestoreFrame):
-            for copy in message.copies:
+            for copy in message.unpacked():
                 start = message.buffer * buffer_bytes + copy.frame_offset
-                memory[copy.want][copy.want_offset : copy.want_offset + copy.count] = ring[start : start + copy.count]
-                left[copy.want] -= copy.count
+                memory[copy.want][copy.want_offset : copy.want_offset + copy.nbytes] = ring[start : start + copy.nbytes]
+                left[copy.want] -= copy.nbytes
             session.send(RestoreCredit(message.buffer))
     if any(left):
         raise WrongBytesError(f"the daemon left bytes out: {left}")

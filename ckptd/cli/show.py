@@ -25,6 +25,7 @@ from ckptd.config import load_settings
 from ckptd.errors import ConfigError, CorruptError, NotFoundError
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.keys import log_key
+from ckptd.model.layout import GLOBAL
 from ckptd.model.records import MAX_RECORD_BYTES, Quarantine, decode
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.store.base import Store, get_small
@@ -87,7 +88,7 @@ async def _read(store: Store, job: str, step: int | None, record: int | None) ->
     ended = await _ended(store, job, state, entry)
     try:
         checkpoint = await open_checkpoint(store, job, entry.manifest)
-        objects = await checkpoint.read_objects(store, job, -1)
+        [objects] = await checkpoint.read_objects(store, [GLOBAL])
     except (CorruptError, NotFoundError) as error:
         return Found(one, None, str(error), {}, ended)
     return Found(one, checkpoint, "", _position(objects.get(_PROGRESS, b"")), ended)

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -22,6 +23,7 @@ from ckptd.daemon.node import Node, Watch
 from ckptd.daemon.server import Server, listen
 from ckptd.metrics import serve_metrics
 from ckptd.notify import feed, kept_descriptors, notifier
+from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.meter import Meter
 from ckptd.pipeline.threads import codec_pool
 from ckptd.pipeline.write import WriteOptions
@@ -34,6 +36,7 @@ from ckptd.store.retry import RetryingStore, RetrySettings
 from ckptd.troubles import Troubles
 from ckptd_client.wire import default_socket
 
+_FETCH_BYTES: Final = 128 << 20  # 16 ranges: as much as keeps a fast link busy while others are decoded
 _log = structlog.get_logger(__name__)
 
 
@@ -66,6 +69,7 @@ async def run_daemon(bare: Store, settings: Settings, ready: Callable[[Path], No
             read_store=RetryingStore(limited, RetrySettings(deadline_seconds=settings.store.read_seconds), troubles=troubles),
             arenas=arenas,
             pool=codec_pool(daemon.cpu_threads, daemon.nice),
+            fetch_budget=ByteBudget(min(_FETCH_BYTES, daemon.memory_bytes)),
             segment_numbers=itertools.count(),
             write_options=WriteOptions(
                 frame_bytes=daemon.frame_bytes,

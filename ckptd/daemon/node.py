@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ckptd.config import Settings
 from ckptd.daemon.arenas import ArenaHost
 from ckptd.daemon.metrics import DaemonMetrics
+from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.meter import Meter
 from ckptd.pipeline.write import WriteOptions
 from ckptd.rpc.access import Access
@@ -54,6 +55,7 @@ class Node:
     read_store: Store
     arenas: ArenaHost
     pool: ThreadPoolExecutor
+    fetch_budget: ByteBudget  # of all restores together
     segment_numbers: Iterator[int]
     write_options: WriteOptions
     meter: Meter

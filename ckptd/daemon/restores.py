@@ -13,12 +13,13 @@ from ckptd.daemon.peer import Peer
 from ckptd.daemon.ranks import from_pb
 from ckptd.errors import CkptdError, RestoreError
 from ckptd.model.ids import Generation
+from ckptd.model.region import Ints
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client.arena import PAGE
-from ckptd_client.messages import Copy, RestoreEnd, RestoreFrame, RestoreRing, Want
+from ckptd_client.messages import RestoreEnd, RestoreFrame, RestoreRing, Want
 
 _log = structlog.get_logger(__name__)
 
@@ -36,6 +37,7 @@ class Ring:
     """Frame buffers that go round between daemon and trainer; a buffer without credit is not written."""
 
     def __init__(self, memory: memoryview, buffers: int, buffer_bytes: int) -> None:
+        self.count = buffers
         self._memory = memory
         self._buffer_bytes = buffer_bytes
         self._lent: set[int] = set()
@@ -113,7 +115,7 @@ class Restores:
     ) -> None:
         """Fetch, verify and hand over every byte of ``wants``; ``lend`` says whose credits the trainer's messages mean."""
         node = self._node
-        reads = plan(checkpoint.layout, checkpoint.index, wants)
+        reads = await asyncio.to_thread(plan, checkpoint.layout, checkpoint.index, wants)
         size = node.settings.daemon.frame_bytes
         size = max([size, *(read.raw_bytes for read in reads)])
         size = -(-size // PAGE) * PAGE
@@ -124,10 +126,10 @@ class Restores:
             try:
                 peer.send(RestoreRing(buffers, size), (fd,))
 
-                def hand_over(buffer: int, copies: Sequence[Copy]) -> None:
-                    peer.send(RestoreFrame(buffer, list(copies)))
+                def hand_over(buffer: int, copies: Ints) -> None:
+                    peer.send(RestoreFrame(buffer, copies.tobytes()))
 
-                await fetch(node.read_store, self._job, checkpoint, reads, ring.acquire, hand_over, node.pool)
+                await fetch(node.read_store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)
             finally:
                 lend(None)
         peer.send(RestoreEnd(request))

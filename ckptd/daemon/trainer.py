@@ -16,6 +16,7 @@ from ckptd.daemon.restores import Ring
 from ckptd.daemon.tenants import Tenant, deed_of
 from ckptd.errors import CkptdError, ConfigError, CorruptError, NewerFormatError, NotFoundError, ProtocolError
 from ckptd.model.ids import Snapshot
+from ckptd.model.layout import GLOBAL
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client import messages as m
 
@@ -210,8 +211,7 @@ class Trainer:
         with self._reading(target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
             store = self._job.node.read_store
-            objects = await checkpoint.read_objects(store, self._job.name, -1)
-            own = await checkpoint.read_objects(store, self._job.name, self.record.rank)
+            objects, own = await checkpoint.read_objects(store, (GLOBAL, self.record.rank))
         self._peer.send(
             m.RestoreInfo(
                 request,

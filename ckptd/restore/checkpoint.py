@@ -15,10 +15,11 @@ from ckptd.model.keys import index_key, layout_key, manifest_key, segment_key
 from ckptd.model.layout import Layout, decode_layout
 from ckptd.model.manifest import MAX_MANIFEST_BYTES, Manifest, ObjectRef, decode_manifest
 from ckptd.model.records import digest
-from ckptd.restore.fetch import fetch
+from ckptd.model.region import Ints
+from ckptd.pipeline.budget import ByteBudget
+from ckptd.restore.fetch import READ_BYTES, fetch
 from ckptd.restore.plan import plan_objects
 from ckptd.store.base import Store, get_small
-from ckptd_client.messages import Copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,29 +40,42 @@ class Checkpoint:
         """(FQN, owning rank or -1, dtype, shape) of every tensor."""
         return [(t.fqn, t.rank, t.dtype, t.shape) for t in self.layout.tensors if t.dtype != OBJECT]
 
-    async def read_objects(self, store: Store, job: str, rank: int) -> dict[str, bytes]:
-        """The typed msgpack, by FQN, of the objects of global scope (rank -1) or of one rank (none if it never had it).
+    async def read_objects(self, store: Store, ranks: Sequence[int]) -> list[dict[str, bytes]]:
+        """The typed msgpack, by FQN, of the objects of each of ``ranks`` (none if it never had any), -1 for global scope.
 
         Raises what `fetch.fetch` raises.
         """
-        found, reads = plan_objects(self.layout, self.index, rank)
-        bodies = [bytearray(nbytes) for _, nbytes in found]
-        buffer = memoryview(bytearray(max((read.raw_bytes for read in reads), default=0)))
-        free = asyncio.Semaphore(1)
+        found, reads = plan_objects(self.layout, self.index, ranks)
+        bodies = [bytearray(nbytes) for _, _, nbytes in found]
+        scratch = _Scratch(max((read.raw_bytes for read in reads), default=0))
 
-        async def acquire() -> tuple[int, memoryview]:
-            await free.acquire()
-            return 0, buffer
-
-        def deliver(_: int, copies: Sequence[Copy]) -> None:
-            for copy in copies:
-                piece = buffer[copy.frame_offset : copy.frame_offset + copy.count]
-                bodies[copy.want][copy.want_offset : copy.want_offset + copy.count] = piece
-            free.release()
+        def deliver(number: int, copies: Ints) -> None:
+            for offset, want, want_offset, count in copies.tolist():
+                bodies[want][want_offset : want_offset + count] = scratch.memory[number][offset : offset + count]
+            scratch.free.put_nowait(number)
 
         with ThreadPoolExecutor(1, thread_name_prefix="ckptd-objects") as pool:
-            await fetch(store, job, self, reads, acquire, deliver, pool)
-        return {fqn: bytes(body) for (fqn, _), body in zip(found, bodies, strict=True)}
+            await fetch(store, self, reads, scratch, deliver, pool, ByteBudget(READ_BYTES))
+        objects: dict[int, dict[str, bytes]] = {rank: {} for rank in ranks}
+        for (rank, fqn, _), body in zip(found, bodies, strict=True):
+            objects[rank][fqn] = bytes(body)
+        return [objects[rank] for rank in ranks]
+
+
+class _Scratch:
+    """Two frame buffers."""
+
+    count = 2
+
+    def __init__(self, buffer_bytes: int) -> None:
+        self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(self.count)]
+        self.free: asyncio.Queue[int] = asyncio.Queue()
+        for number in range(self.count):
+            self.free.put_nowait(number)
+
+    async def acquire(self) -> tuple[int, memoryview]:
+        number = await self.free.get()
+        return number, self.memory[number]
 
 
 async def open_checkpoint(store: Store, job: str, manifest_hash: str) -> Checkpoint:

@@ -1,83 +1,106 @@
-"""Fetching frames: range reads → stored hash → decode into a buffer → raw hash in that buffer → hand over (PROTOCOLS 3)."""
+"""Fetching frames: range reads → stored hash → decode into a buffer → raw hash in that buffer → hand over (PROTOCOLS 3).
+
+Ranges are on their way while others are decoded and others again are copied by the trainer. A range is asked for only when it
+has buffers for all its frames: so what has come never waits, and a trainer that stands still holds nothing but its own ring.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+from xxhash import xxh3_128
 
 from ckptd.codec.frames import decode_into
 from ckptd.codec.hash import Buffer, frame_hash
 from ckptd.errors import CorruptError, NotFoundError
+from ckptd.model.frame import RAW
+from ckptd.model.region import Ints
+from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.threads import in_threads, tasks
 from ckptd.restore.plan import FrameRead
 from ckptd.store.base import Store
-from ckptd_client.messages import Copy
 
 if TYPE_CHECKING:
     from ckptd.restore.checkpoint import Checkpoint
 
-Acquire = Callable[[], Awaitable[tuple[int, memoryview]]]
-Deliver = Callable[[int, Sequence[Copy]], None]
+READ_BYTES: Final = 8 << 20
+"""Of a range, or one frame. More doesn't come faster, less does so by a tenth (docs/decisions/0014)."""
+GAP_BYTES: Final = 1 << 20
+"""Unwanted bytes that are read rather than that a range ends: about what a connection brings while another request is made."""
+_BLOCK_BYTES: Final = 512 << 10
+
+Deliver = Callable[[int, Ints], None]
 
 
-@dataclass(frozen=True, slots=True)
-class FetchOptions:
-    """``concurrency`` range reads at once, each of at most ``read_bytes`` (or one frame): their product bounds the memory."""
+class Buffers(Protocol):
+    """Memory for decoded frames: ``count`` buffers, each as long as the longest frame or longer."""
 
-    concurrency: int = 8
-    read_bytes: int = 16 << 20
+    count: int
 
-
-DEFAULTS = FetchOptions()
+    async def acquire(self) -> tuple[int, memoryview]:
+        """Wait for a free buffer: its number and its memory."""
+        ...
 
 
 async def fetch(
     store: Store,
-    job: str,
     checkpoint: Checkpoint,
     reads: Sequence[FrameRead],
-    acquire: Acquire,
+    buffers: Buffers,
     deliver: Deliver,
     pool: ThreadPoolExecutor,
-    options: FetchOptions = DEFAULTS,
+    budget: ByteBudget,
+    read_bytes: int = READ_BYTES,
 ) -> None:
-    """Fetch and verify ``reads``; each frame ends in a buffer from ``acquire``, at its start, and is then given to ``deliver``.
+    """Fetch and verify ``reads``; each frame ends in one of ``buffers``, at its start, and is then given to ``deliver``.
 
-    Buffers are as long as the longest frame, or longer; one is enough. Frames come in any order. Raises CorruptError naming the
-    segment and the frame when something is missing or fails a hash, and what the store raises. Cancelling is safe: when this
-    returns or raises, nothing touches the buffers any more.
+    ``budget`` bounds the bytes that are on their way or not yet decoded. Frames come in any order. Raises CorruptError naming
+    the segment and the frame when something is missing or fails a hash, and what the store raises. Cancelling is safe: when
+    this returns or raises, nothing touches the buffers any more.
     """
-    slots = asyncio.Semaphore(options.concurrency)
     async with tasks() as running:
-        for frames in coalesce(reads, options.read_bytes):
-            await slots.acquire()
-            task = running.create_task(_fetch_range(store, job, checkpoint, frames, acquire, deliver, pool))
-            task.add_done_callback(lambda _: slots.release())
+        for frames in coalesce(reads, read_bytes, max(1, buffers.count // 2)):
+            taken = [await buffers.acquire() for _ in frames]
+            size_bytes = frames[-1].offset + frames[-1].stored_bytes - frames[0].offset
+            await budget.take(size_bytes)
+            task = running.create_task(_fetch_range(store, checkpoint, frames, taken, deliver, pool))
+            task.add_done_callback(partial(_give_back, budget, size_bytes))
 
 
-def coalesce(reads: Sequence[FrameRead], read_bytes: int) -> list[list[FrameRead]]:
-    """Frames that follow each other in one segment, as far as they fit in ``read_bytes``, are one range."""
+def _give_back(budget: ByteBudget, size_bytes: int, _: object) -> None:
+    budget.give_back(size_bytes)
+
+
+def coalesce(reads: Sequence[FrameRead], read_bytes: int, most_frames: int) -> list[list[FrameRead]]:
+    """Frames of one segment that lie near each other are one range, within ``read_bytes`` and ``most_frames``.
+
+    Between two of them lie at most GAP_BYTES that nobody wants, and in a range at most a quarter of what is wanted in it.
+    """
     ranges: list[list[FrameRead]] = []
+    waste = wanted = 0
     for read in reads:
-        last = ranges[-1][-1] if ranges else None
-        follows = last is not None and last.segment == read.segment and last.offset + last.stored_bytes == read.offset
-        if follows and read.offset + read.stored_bytes - ranges[-1][0].offset <= read_bytes:
-            ranges[-1].append(read)
-        else:
-            ranges.append([read])
+        if ranges and len(ranges[-1]) < most_frames and ranges[-1][-1].segment == read.segment:
+            first, last = ranges[-1][0], ranges[-1][-1]
+            gap = read.offset - (last.offset + last.stored_bytes)
+            fits = read.offset + read.stored_bytes - first.offset <= read_bytes
+            if fits and gap <= GAP_BYTES and 4 * (waste + gap) <= wanted + read.stored_bytes:
+                ranges[-1].append(read)
+                waste, wanted = waste + gap, wanted + read.stored_bytes
+                continue
+        ranges.append([read])
+        waste, wanted = 0, read.stored_bytes
     return ranges
 
 
 async def _fetch_range(
     store: Store,
-    job: str,
     checkpoint: Checkpoint,
     reads: Sequence[FrameRead],
-    acquire: Acquire,
+    buffers: Sequence[tuple[int, memoryview]],
     deliver: Deliver,
     pool: ThreadPoolExecutor,
 ) -> None:
@@ -89,11 +112,15 @@ async def _fetch_range(
         raise CorruptError(f"a segment of the checkpoint is missing segment={key}") from None
     if body.nbytes != end - start:
         raise CorruptError(f"a segment is shorter than its index says segment={key} end={start + body.nbytes} expected={end}")
-    for read in reads:
+
+    def decode(read: FrameRead, memory: memoryview) -> None:
         stored = body[read.offset - start : read.offset - start + read.stored_bytes]
-        buffer, memory = await acquire()
-        await in_threads(pool, [partial(decode_frame, checkpoint, read, stored, memory[: read.raw_bytes], key)])
-        deliver(buffer, read.copies)
+        decode_frame(checkpoint, read, stored, memory[: read.raw_bytes], key)
+
+    calls = [partial(decode, read, memory) for read, (_, memory) in zip(reads, buffers, strict=True)]
+    await in_threads(pool, calls)
+    for read, (number, _) in zip(reads, buffers, strict=True):
+        deliver(number, read.copies)
 
 
 def check_stored(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, key: str) -> str:
@@ -108,11 +135,25 @@ def check_stored(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, key: s
 def decode_frame(checkpoint: Checkpoint, read: FrameRead, stored: Buffer, destination: memoryview, key: str) -> None:
     """Decode a frame's stored bytes into ``destination``, verified before and after. Raises CorruptError."""
     row = checkpoint.index.frames[read.frame]
+    raw_hash = row["raw_hash"].tobytes()
+    if row["codec"] == RAW and raw_hash == row["stored_hash"].tobytes() == _copy_hashed(stored, destination):
+        return
     where = check_stored(checkpoint, read, stored, key)
     try:
         decode_into(int(row["codec"]), stored, destination)
     except CorruptError as error:
         raise CorruptError(f"{error} {where}") from error
-    if frame_hash([destination]) != row["raw_hash"].tobytes():
-        expected = row["raw_hash"].tobytes().hex()
-        raise CorruptError(f"a frame's raw bytes don't match their hash {where} hash=raw expected={expected}")
+    if frame_hash([destination]) != raw_hash:
+        raise CorruptError(f"a frame's raw bytes don't match their hash {where} hash=raw expected={raw_hash.hex()}")
+
+
+def _copy_hashed(source: Buffer, destination: memoryview) -> bytes:
+    """Copy, and hash what was written: of raw bytes both hashes are one. Block by block: the hash then reads from the cache."""
+    state = xxh3_128()
+    there, here = np.frombuffer(source, np.uint8), np.frombuffer(destination, np.uint8)
+    for at in range(0, len(here), _BLOCK_BYTES):
+        block = here[at : at + _BLOCK_BYTES]
+        np.copyto(block, there[at : at + _BLOCK_BYTES])  # unlike a memoryview's assignment it lets other threads run
+        state.update(block.data)
+    digest: bytes = state.digest()
+    return digest

@@ -144,7 +144,7 @@ async def verify_checkpoint(
     problems = await _each(range(len(keys)), sized, concurrency)
     report.bad += [Bad(key, problem) for key, problem in zip(keys, problems, strict=True) if problem][:MAX_BAD]
     gone = {row for row, problem in enumerate(problems) if problem == "is missing"}
-    chosen = frame_reads(index, {frame: [] for frame in choose(index, keys)})
+    chosen = frame_reads(index, choose(index, keys))
     reads = [read for read in chosen if read.segment not in gone]
 
     async def check(frames: Sequence[FrameRead]) -> Bad | None:
@@ -168,7 +168,7 @@ async def verify_checkpoint(
         return bad
 
     # In the order of the reads, not of the replies: the same damage gives the same report.
-    report.bad += [bad for bad in await _each(coalesce(reads, READ_BYTES), check, concurrency) if bad is not None]
+    report.bad += [bad for bad in await _each(coalesce(reads, READ_BYTES, len(reads)), check, concurrency) if bad is not None]
     del report.bad[MAX_BAD:]
     return report
 

@@ -30,14 +30,15 @@ repeats; messages without an id are events.
 
 from __future__ import annotations
 
-import types
+import struct
 import typing
-from dataclasses import dataclass, fields
-from functools import cache
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgpack
 
 from ckptd_client.errors import ProtocolError, VersionMismatchError
+from ckptd_client.packing import plain_fields, reader
 
 PROTOCOL_VERSION = 1
 MESSAGE_BYTES = 64 << 20
@@ -81,14 +82,16 @@ class Want:
     sizes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """``count`` bytes at ``frame_offset`` of a delivered frame belong at ``want_offset`` of want number ``want``."""
+class Copy(typing.NamedTuple):
+    """``nbytes`` bytes at ``frame_offset`` of a delivered frame belong at ``want_offset`` of want number ``want``."""
 
     frame_offset: int
     want: int
     want_offset: int
-    count: int
+    nbytes: int
+
+
+_COPY = struct.Struct("<4q")
 
 
 # ---- both roles
@@ -283,10 +286,24 @@ class RestoreRing:
 
 @dataclass(frozen=True, slots=True)
 class RestoreFrame:
-    """Buffer ``buffer`` holds a verified frame; carry out ``copies``, then give the buffer back."""
+    """Buffer ``buffer`` holds a verified frame; carry out ``copies``, then give the buffer back.
+
+    ``copies`` are `Copy` rows, packed: a frame of many small tensors has thousands.
+    """
 
     buffer: int
-    copies: list[Copy]
+    copies: bytes
+
+    def unpacked(self) -> list[Copy]:
+        """Its copies. Raises ProtocolError."""
+        if len(self.copies) % _COPY.size:
+            raise ProtocolError(f"copies have {_COPY.size} bytes each; a restore frame has {len(self.copies)} of them")
+        return [Copy._make(row) for row in _COPY.iter_unpack(self.copies)]
+
+
+def pack_copies(copies: Iterable[Copy]) -> bytes:
+    """As `RestoreFrame` has them."""
+    return b"".join(_COPY.pack(*copy) for copy in copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,7 +480,7 @@ _TYPES: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Messa
 
 def encode(message: Message) -> bytes:
     """The wire form, without its length. Raises ProtocolError when it is over MESSAGE_BYTES."""
-    body: bytes = msgpack.packb([type(message).__name__, _plain(message)], use_bin_type=True)
+    body: bytes = msgpack.packb([type(message).__name__, message], default=plain_fields, use_bin_type=True)
     if len(body) > MESSAGE_BYTES:
         raise ProtocolError(f"a {type(message).__name__} of {len(body)} bytes is over the limit of {MESSAGE_BYTES}")
     return body
@@ -478,7 +495,7 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
     except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"not a ckptd message: {type(error).__name__}") from error
     try:
-        built: Message = _build(kind, content)
+        built: Message = reader(kind)(content)
     except ProtocolError:
         theirs = content.get("protocol", PROTOCOL_VERSION) if isinstance(content, dict) else PROTOCOL_VERSION
         if kind in (Hello, Welcome) and isinstance(theirs, int) and theirs != PROTOCOL_VERSION:
@@ -497,7 +514,7 @@ def different_versions(theirs: int) -> str:
 
 def pack(value: object) -> bytes:
     """A dataclass of this module's kinds of fields, as msgpack."""
-    packed: bytes = msgpack.packb(_plain(value), use_bin_type=True)
+    packed: bytes = msgpack.packb(value, default=plain_fields, use_bin_type=True)
     return packed
 
 
@@ -507,40 +524,5 @@ def unpack(kind: type[T], body: bytes) -> T:
         value = msgpack.unpackb(body, raw=False, strict_map_key=False)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ProtocolError(f"not a packed {kind.__name__}: {type(error).__name__}") from error
-    built: T = _build(kind, value)
+    built: T = reader(typing.cast(typing.Hashable, kind))(value)
     return built
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    return value
-
-
-@cache
-def _hints(kind: type) -> dict[str, typing.Any]:
-    return typing.get_type_hints(kind)
-
-
-def _build(kind: typing.Any, value: typing.Any) -> typing.Any:
-    """``value`` as the annotation ``kind`` says; the shapes used above are all it knows."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is list and isinstance(value, list):
-        return [_build(args[0], part) for part in value]
-    if origin is tuple and isinstance(value, list):
-        if len(args) == 2 and args[1] is ...:
-            return tuple(_build(args[0], part) for part in value)
-        if len(args) == len(value):
-            return tuple(_build(arg, part) for arg, part in zip(args, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {_build(args[0], key): _build(args[1], part) for key, part in value.items()}
-    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias):
-        if hasattr(kind, "__dataclass_fields__") and isinstance(value, dict):
-            hints = _hints(kind)
-            if value.keys() == hints.keys():
-                return kind(**{f.name: _build(hints[f.name], value[f.name]) for f in fields(kind)})
-        elif type(value) is kind:
-            return value
-    raise ProtocolError(f"a field of a ckptd message is no {kind}: {str(value)[:80]!r}")

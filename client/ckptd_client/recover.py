@@ -10,7 +10,8 @@ from ckptd_client import rng
 from ckptd_client.errors import CkptdError, DaemonUnavailableError, RestoreError
 from ckptd_client.member import Member
 from ckptd_client.messages import RestoreInfo
-from ckptd_client.restore import Targets, receive
+from ckptd_client.receive import receive
+from ckptd_client.restore import Targets
 from ckptd_client.session import CONNECT_SECONDS, Session
 from ckptd_client.typed import decode
 
@@ -47,7 +48,7 @@ def recover(
         if info.seq >= 0:
             progress = _check_progress(targets, raw)
             want(targets)
-            receive(session, targets)
+            receive(session, targets.wants, targets.memory)
             for finish in targets.finish:
                 finish()
     except BaseException as error:

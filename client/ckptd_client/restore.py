@@ -7,17 +7,14 @@ and the registered parts (MissingStateError), `receive` fills memory from the da
 from __future__ import annotations
 
 import math
-import mmap
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ckptd_client.capture import plain_name, unwrap
-from ckptd_client.errors import MissingStateError, ProtocolError, RestoreError, UnsupportedStateError
-from ckptd_client.messages import RestoreCredit, RestoreEnd, RestoreFrame, RestoreInfo, RestoreRead, RestoreRing, Want
+from ckptd_client.errors import MissingStateError, UnsupportedStateError
+from ckptd_client.messages import RestoreInfo, Want
 from ckptd_client.regions import dtype_name, dtype_of, is_dtensor, like_placed, local_of, region_of
-from ckptd_client.session import FRAME_SECONDS, Session
 from ckptd_client.typed import TensorRef, decode, join
 
 if TYPE_CHECKING:
@@ -144,64 +141,6 @@ def merge(targets: Targets, given: Any, node: Any, path: str) -> Any:
     if type(given) is tuple and type(node) is tuple and len(given) == len(node):
         return tuple(merge(targets, given[at], part, f"{path}.{at}".lstrip(".")) for at, part in enumerate(node))
     return materialise(targets, node)
-
-
-def receive(session: Session, targets: Targets) -> None:
-    """Have every want delivered into its memory. Raises RestoreError or its kin; the memory is then in an undefined state."""
-    if not targets.wants:
-        return
-    number = session.next_id()
-    stream = session.begin(RestoreRead(number, targets.wants), stream=True)
-    left = [memory.numel() for memory in targets.memory]
-    ring: _Ring | None = None
-    while True:
-        message, fds = stream.take(FRAME_SECONDS)
-        if isinstance(message, RestoreRing) and len(fds) == 1 and ring is None:
-            ring = _Ring(fds[0], message)
-            continue
-        for fd in fds:
-            os.close(fd)
-        if isinstance(message, RestoreEnd):
-            break
-        if not isinstance(message, RestoreFrame) or ring is None:
-            raise ProtocolError(f"a {type(message).__name__} came in the middle of a restore")
-        ring.deliver(message, targets.memory, left)
-        session.send(RestoreCredit(message.buffer))
-    for want, count in zip(targets.wants, left, strict=True):
-        if count:
-            raise RestoreError(f"the daemon left bytes of {want.fqn!r} out bytes={count}")
-
-
-class _Ring:
-    """The daemon's ring of frame buffers."""
-
-    def __init__(self, fd: int, ring: RestoreRing) -> None:
-        import torch
-
-        try:
-            size = ring.buffers * ring.buffer_bytes
-            if ring.buffers < 1 or ring.buffer_bytes < 1 or os.fstat(fd).st_size < size:
-                raise ProtocolError(f"a restore ring can't have this shape buffers={ring.buffers} bytes={ring.buffer_bytes}")
-            mapping = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
-        self._shape = ring
-        # keeps the mapping; both go together
-        self._bytes = torch.frombuffer(mapping, dtype=torch.uint8)
-
-    def deliver(self, frame: RestoreFrame, memory: list[torch.Tensor], left: list[int]) -> None:
-        """Carry out a frame's copies; ``left`` counts the bytes that each want still lacks."""
-        if not 0 <= frame.buffer < self._shape.buffers:
-            raise ProtocolError(f"a restore frame names buffer {frame.buffer} of {self._shape.buffers}")
-        buffer = self._bytes.narrow(0, frame.buffer * self._shape.buffer_bytes, self._shape.buffer_bytes)
-        for copy in frame.copies:
-            inside = 0 <= copy.frame_offset <= self._shape.buffer_bytes - copy.count
-            if copy.count < 1 or not inside or not 0 <= copy.want < len(memory):
-                raise ProtocolError(f"a restore frame has a copy outside of its buffer {copy}")
-            if not 0 <= copy.want_offset <= memory[copy.want].numel() - copy.count or copy.count > left[copy.want]:
-                raise ProtocolError(f"a restore frame has a copy outside of its want {copy}")
-            memory[copy.want].narrow(0, copy.want_offset, copy.count).copy_(buffer.narrow(0, copy.frame_offset, copy.count))
-            left[copy.want] -= copy.count
 
 
 def target_part(targets: Targets, name: str, thing: Any) -> None:

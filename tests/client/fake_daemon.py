@@ -291,5 +291,5 @@ class FakeDaemon:
                 buffer = trainer.credits.get(timeout=20)
                 piece = body[at : at + BUFFER_BYTES]
                 ring[buffer * BUFFER_BYTES : buffer * BUFFER_BYTES + len(piece)] = piece
-                trainer.connection.send(m.RestoreFrame(buffer, [m.Copy(0, number, at, len(piece))]))
+                trainer.connection.send(m.RestoreFrame(buffer, m.pack_copies([m.Copy(0, number, at, len(piece))])))
         trainer.connection.send(m.RestoreEnd(read.id))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -21,7 +20,7 @@ from ckptd.model.index import Index
 from ckptd.model.layout import Layout
 from ckptd.restore.plan import FrameRead, plan
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client.messages import Copy, Want
+from ckptd_client.messages import Want
 
 PARAMETER = "model.blocks.0.mlp.0.weight"
 _targeted = restores.Restores.targeted
@@ -38,10 +37,11 @@ async def _older(self: restores.Restores, message: pb.RestoreTarget) -> None:
 def _swapped(layout: Layout, index: Index, wants: Sequence[Want]) -> list[FrameRead]:
     number, size = next((n, want.sizes[0] * want.sizes[1] * 4) for n, want in enumerate(wants) if want.fqn == PARAMETER)
 
-    def elsewhere(copy: Copy) -> Copy:
-        return replace(copy, want_offset=(copy.want_offset + size // 2) % size) if copy.want == number else copy
-
-    return [replace(read, copies=[elsewhere(copy) for copy in read.copies]) for read in plan(layout, index, wants)]
+    reads = plan(layout, index, wants)
+    for read in reads:
+        mine = read.copies[:, 1] == number
+        read.copies[mine, 2] = (read.copies[mine, 2] + size // 2) % size
+    return reads
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd.model.region import Region, covered_once, intersect, runs
+from ckptd.model.region import Region, covered_once, intersect
 
 
 @st.composite
@@ -30,41 +30,12 @@ def indices(shape: tuple[int, ...], region: Region) -> np.ndarray:
     return numbers[tuple(slice(o, o + s) for o, s in zip(region.offsets, region.sizes, strict=True))].ravel()
 
 
-@given(two_regions(), st.sampled_from([1, 2, 4, 16]))
-def test_runs_pair_the_same_elements_and_no_others(case: tuple[tuple[int, ...], Region, Region], itemsize: int) -> None:
-    shape, stored, wanted = case
-    source = np.repeat(indices(shape, stored), itemsize) * itemsize + np.tile(np.arange(itemsize), stored.elements)
-    target = np.repeat(indices(shape, wanted), itemsize) * itemsize + np.tile(np.arange(itemsize), wanted.elements)
-    got = np.full(len(target), -1)
-    for src, dst, count in runs(stored, wanted, itemsize):
-        assert count > 0
-        assert src + count <= len(source) and dst + count <= len(target)
-        assert (got[dst : dst + count] == -1).all()
-        got[dst : dst + count] = source[src : src + count]
-    assert (got == np.where(np.isin(target, source), target, -1)).all()
-
-
 @given(two_regions())
 def test_intersection_is_that_of_the_index_sets(case: tuple[tuple[int, ...], Region, Region]) -> None:
     shape, a, b = case
     both = set(indices(shape, a).tolist()) & set(indices(shape, b).tolist())
     common = intersect(a, b)
     assert both == (set() if common is None else set(indices(shape, common).tolist()))
-
-
-@pytest.mark.parametrize(
-    ("stored", "wanted", "count"),
-    [
-        (Region((0, 0, 0), (8, 3, 5)), Region((2, 0, 0), (4, 3, 5)), 1),  # rows of rows
-        (Region((0, 0), (8, 6)), Region((0, 3), (8, 3)), 8),  # columns of a whole
-        (Region((0, 3), (8, 3)), Region((0, 3), (8, 3)), 1),  # the same columns
-        (Region((0, 0, 0), (2, 4, 6)), Region((0, 1, 0), (2, 2, 6)), 2),
-        (Region((), ()), Region((), ()), 1),
-        (Region((0,), (0,)), Region((0,), (4,)), 0),
-    ],
-)
-def test_runs_are_as_few_as_possible(stored: Region, wanted: Region, count: int) -> None:
-    assert len(runs(stored, wanted, 4)) == count
 
 
 @given(st.data())

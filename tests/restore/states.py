@@ -14,9 +14,11 @@ import numpy as np
 from ckptd.commit.assemble import assemble
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.part import Part
+from ckptd.model.region import Ints
+from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
-from ckptd.restore.fetch import FetchOptions, fetch
+from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
 from ckptd.store.base import Store
 from ckptd.store.directory import DirectoryStore
@@ -113,30 +115,36 @@ async def load(
     """The bytes of each want, as a trainer copies them out of a ring of buffers. Every byte is written exactly once."""
     reads = plan(checkpoint.layout, checkpoint.index, wants)
     assert [(read.segment, read.offset) for read in reads] == sorted({(read.segment, read.offset) for read in reads})
-    size = max((read.raw_bytes for read in reads), default=1)
-    ring = [bytearray(size) for _ in range(buffers)]
-    free = list(range(buffers))
+    ring = Ring(max((read.raw_bytes for read in reads), default=1), buffers)
     results = [bytearray(int(np.prod(want.sizes)) * n) for want, n in zip(wants, itemsizes, strict=True)]
     written = [bytearray(len(result)) for result in results]
-    turn = asyncio.Semaphore(buffers)
 
-    async def acquire() -> tuple[int, memoryview]:
-        await turn.acquire()
-        index = free.pop()
-        return index, memoryview(ring[index])
-
-    def deliver(index: int, copies: Sequence[Copy]) -> None:
-        for copy in copies:
-            target = slice(copy.want_offset, copy.want_offset + copy.count)
-            results[copy.want][target] = ring[index][copy.frame_offset : copy.frame_offset + copy.count]
+    def deliver(number: int, copies: Ints) -> None:
+        for copy in map(Copy._make, copies.tolist()):
+            target = slice(copy.want_offset, copy.want_offset + copy.nbytes)
+            results[copy.want][target] = ring.memory[number][copy.frame_offset : copy.frame_offset + copy.nbytes]
             assert not any(written[copy.want][target])
-            written[copy.want][target] = b"\1" * copy.count
-        free.append(index)
-        turn.release()
+            written[copy.want][target] = b"\1" * copy.nbytes
+        ring.free.put_nowait(number)
 
-    await fetch(store, JOB, checkpoint, reads, acquire, deliver, pool, FetchOptions(concurrency=3, read_bytes=1000))
+    await fetch(store, checkpoint, reads, ring, deliver, pool, ByteBudget(3000), read_bytes=1000)
     assert all(all(marks) for marks in written)
     return [bytes(result) for result in results]
+
+
+class Ring:
+    """Buffers of whoever restores."""
+
+    def __init__(self, buffer_bytes: int, count: int) -> None:
+        self.count = count
+        self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(count)]
+        self.free: asyncio.Queue[int] = asyncio.Queue()
+        for number in range(count):
+            self.free.put_nowait(number)
+
+    async def acquire(self) -> tuple[int, memoryview]:
+        number = await self.free.get()
+        return number, self.memory[number]
 
 
 async def opened(root: Path, manifest: str) -> tuple[DirectoryStore, Checkpoint]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ from ckptd.model.keys import index_key, layout_key, manifest_key
 from ckptd.model.layout import Layout, StoredRegion
 from ckptd.model.part import Part
 from ckptd.model.region import Region
+from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.write import WriteOptions
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
-from ckptd.restore.fetch import coalesce, fetch
-from ckptd.restore.plan import FrameRead, plan
+from ckptd.restore.fetch import fetch
+from ckptd.restore.plan import plan
 from ckptd.store.directory import DirectoryStore
 from ckptd_client.messages import Want
-from tests.restore.states import ATTEMPT, JOB, Slot, load, opened, region, save, write_one
+from tests.restore.states import ATTEMPT, JOB, Ring, Slot, load, opened, region, save, write_one
 
 WHOLE = np.arange(15, dtype="<u4").reshape(5, 3)
 WANT = Want("w", -1, "float32", (5, 3), (0, 0), (5, 3))
@@ -56,8 +58,7 @@ async def saved(root: Path, pool: ThreadPoolExecutor) -> tuple[list[Part], str]:
 
 async def everything(store: DirectoryStore, checkpoint: Checkpoint, pool: ThreadPoolExecutor) -> None:
     assert await load(store, checkpoint, [WANT], pool, [4]) == [WHOLE.tobytes()]
-    for rank in range(2):
-        assert await checkpoint.read_objects(store, JOB, rank) == {"rng": bytes(16)}
+    assert await checkpoint.read_objects(store, (0, 1)) == [{"rng": bytes(16)}] * 2
 
 
 async def test_every_flipped_byte_of_every_object_is_found_and_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
@@ -185,34 +186,24 @@ async def test_a_layout_with_holes_or_overlaps_serves_no_want_that_meets_them(tm
     assert plan(broken, checkpoint.index, [replace(WANT, sizes=(2, 3))])
 
 
-def test_adjacent_frames_of_one_segment_are_read_at_once_within_bounds() -> None:
-    places = [(0, 0), (0, 10), (0, 20), (0, 40), (1, 50)]
-    reads = [FrameRead(i, segment, offset, 10, 10, ()) for i, (segment, offset) in enumerate(places)]
-    assert [[read.frame for read in range_] for range_ in coalesce(reads, 20)] == [[0, 1], [2], [3], [4]]
-    assert [[read.frame for read in range_] for range_ in coalesce(reads, 5)] == [[0], [1], [2], [3], [4]]
-
-
 async def test_a_cancelled_fetch_leaves_no_thread_in_the_buffers(
     tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, manifest = await saved(tmp_path, pool)
     store, checkpoint = await opened(tmp_path, manifest)
     begun, go_on, inside = threading.Event(), threading.Event(), [0]
-    real = fetch_module.decode_into
+    real = fetch_module.decode_frame
 
-    def slow_decode(codec_id: int, stored: memoryview, destination: memoryview) -> None:
+    def slow_decode(*arguments: Any) -> None:
         inside[0] += 1
         begun.set()
         go_on.wait(10)
-        real(codec_id, stored, destination)
+        real(*arguments)
         inside[0] -= 1
 
-    async def acquire() -> tuple[int, memoryview]:
-        return 0, memoryview(bytearray(16))
-
-    monkeypatch.setattr(fetch_module, "decode_into", slow_decode)
+    monkeypatch.setattr(fetch_module, "decode_frame", slow_decode)
     reads = plan(checkpoint.layout, checkpoint.index, [WANT])
-    task = asyncio.create_task(fetch(store, JOB, checkpoint, reads, acquire, lambda buffer, copies: None, pool))
+    task = asyncio.create_task(fetch(store, checkpoint, reads, Ring(16, 3), lambda *_: None, pool, ByteBudget(99)))
     await asyncio.to_thread(begun.wait, 10)
     task.cancel()
     for _ in range(20):
@@ -227,16 +218,11 @@ async def test_a_cancelled_fetch_leaves_no_thread_in_the_buffers(
 async def test_a_fetch_that_gets_no_credit_can_be_cancelled(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     _, manifest = await saved(tmp_path, pool)
     store, checkpoint = await opened(tmp_path, manifest)
-    asked = asyncio.Event()
-
-    async def acquire() -> tuple[int, memoryview]:
-        asked.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
     reads = plan(checkpoint.layout, checkpoint.index, [WANT])
-    task = asyncio.create_task(fetch(store, JOB, checkpoint, reads, acquire, lambda buffer, copies: None, pool))
-    await asked.wait()
+    given, budget = asyncio.Event(), ByteBudget(99)
+    task = asyncio.create_task(fetch(store, checkpoint, reads, Ring(16, 1), lambda *_: given.set(), pool, budget))
+    await given.wait()  # the only buffer; nobody gives it back
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(budget.take(99), 10)  # nothing of it is held any more

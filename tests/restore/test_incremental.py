@@ -109,7 +109,7 @@ class Run:
         assert got == [self.saved[n][name].tobytes() for name in SHAPES]
         step = self.log.state.commits[n].attempt.snapshot.step
         for rank in range(2):
-            assert await checkpoint.read_objects(self.store, JOB, rank) == {"step": str(step).encode()}
+            assert await checkpoint.read_objects(self.store, [rank]) == [{"step": str(step).encode()}]
 
     async def collect(self) -> None:
         await execute(self.store, self.log, await make_plan(self.store, JOB, self.log.state, 0.0, {}))

@@ -98,9 +98,10 @@ def test_any_layout_serves_any_other(
         for rank in range(loaded[0]):
             found, expected, itemsizes = wants(state, loaded[1], rank, loaded[0])
             assert await load(store, checkpoint, found, pool, itemsizes, buffers) == expected
-        assert await checkpoint.read_objects(store, "job", -1) == {"scheduler": b"x" * 300, "nothing": b""}
-        assert await checkpoint.read_objects(store, "job", saved[0] - 1) == {"rng": b"rng of %d" % (saved[0] - 1)}
-        assert await checkpoint.read_objects(store, "job", saved[0]) == {}
+        ranks = (-1, saved[0] - 1, saved[0])
+        everybodys, last, nobodys = await checkpoint.read_objects(store, ranks)
+        assert everybodys == {"scheduler": b"x" * 300, "nothing": b""}
+        assert last == {"rng": b"rng of %d" % (saved[0] - 1)} and nobodys == {}
         assert checkpoint.tensors() == [(fqn, -1, dtype, whole.shape) for fqn, (dtype, whole) in sorted(state.items())]
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
