@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from ckptd.model.dtypes import item_bytes
 from ckptd.model.part import Place
+
+ALONE_BYTES: Final = 256 << 10
+"""In a common frame a frozen matrix would be written again with every adapter beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,8 @@ class FrameCut:
 def cut(extents: Sequence[Extent], frame_bytes: int) -> tuple[list[FrameCut], list[Place]]:
     """(frames of at most ``frame_bytes``, the place of each extent in them).
 
-    An extent of a frame or more is cut into frames of its own, all but the last one full, so that byte → frame is arithmetic.
-    Smaller ones are packed, in order, with others of their dtype: at 10,000 ranks regions are kilobytes.
+    An extent of ALONE_BYTES or of a frame is cut into frames of its own, all but the last one full, so that byte → frame is
+    arithmetic. Smaller ones are packed, in order, with others of their dtype: at 10,000 ranks regions are kilobytes.
     """
     frames: list[FrameCut] = []
     places: list[Place] = []
@@ -50,7 +54,7 @@ def cut(extents: Sequence[Extent], frame_bytes: int) -> tuple[list[FrameCut], li
             places.append(Place(0, 0, 0, 0))
             continue
         step = _whole_elements(extent.dtype, frame_bytes)
-        if extent.count >= step:
+        if extent.count >= min(step, ALONE_BYTES):
             places.append(Place(extent.count, len(frames), -(-extent.count // step), 0))
             for start in range(0, extent.count, step):
                 count = min(step, extent.count - start)

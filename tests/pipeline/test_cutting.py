@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd.model.dtypes import item_bytes
-from ckptd.pipeline.frames import Extent, cut, group
+from ckptd.pipeline.frames import ALONE_BYTES, Extent, cut, group
 
 COUNTS = st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["float32", "uint8", "complex128"])), max_size=30)
 
@@ -32,6 +32,13 @@ def test_every_byte_is_in_exactly_one_place(counts: list[tuple[int, str]], frame
     sizes = [sum(frames[i].raw_bytes for i in span) for span in spans]
     assert all(size <= segment_bytes or len(span) == 1 for size, span in zip(sizes, spans, strict=True))
     assert all(a + frames[span[0]].raw_bytes > segment_bytes for a, span in zip(sizes, spans[1:], strict=False))
+
+
+def test_a_region_of_a_sixteenth_of_the_usual_frame_does_not_share_it() -> None:
+    sizes = [100, ALONE_BYTES - 4, 100, ALONE_BYTES, 100, (4 << 20) + 4]
+    frames, places = cut([Extent(i, 0, size, "float32") for i, size in enumerate(sizes)], 4 << 20)
+    assert [frame.raw_bytes for frame in frames] == [300 + ALONE_BYTES - 4, ALONE_BYTES, 4 << 20, 4]
+    assert [place.first_frame for place in places] == [0, 0, 0, 1, 0, 2]
 
 
 def test_small_regions_share_frames_and_big_ones_have_their_own() -> None:
