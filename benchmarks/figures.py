@@ -5,6 +5,7 @@ from __future__ import annotations
 FIGURES = (
     "stall_sync",
     "durable",
+    "drain",
     "incremental",
     "memory",
     "requests",

@@ -11,7 +11,7 @@ import gc
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final
 
 import numpy as np
@@ -87,5 +87,5 @@ class Bodies:
 
     def take(self) -> memoryview:
         """A body's room; it goes back by itself when nothing refers to it."""
-        memory = self._free.pop() if self._free else mmap(-1, self._size_bytes)
+        memory = self._free.pop() if self._free else mmap(-1, self._size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         return lend(memory, lambda: self._free.append(memory))
