@@ -21,8 +21,8 @@ from benchmarks.stage import Stage, Told, check_digests, events, rounds_of
 from benchmarks.state import sharded
 from benchmarks.worker import compete, give_back, tell
 
-_BYTES, _AUTO_BYTES, _LINKED_BYTES = 1_000_000_000, 500_000_000, 200_000_000
-_LINKS = (150_000_000, 50_000_000)
+_BYTES, _AUTO_BYTES = 1_000_000_000, 500_000_000
+_LINKS = {150_000_000: 200_000_000, 50_000_000: 100_000_000}  # bytes per second: bytes of state
 _CODECS = ("raw", "planes", "auto")
 _RANKS, _PEERS_RANKS = 2, 1
 
@@ -34,8 +34,8 @@ def measure(rounds: int) -> list[Result]:
     with Stage() as stage:
         results.append(_choosing(stage, "durable_auto", _AUTO_BYTES, rounds + 2))
     with Stage(linked=True) as stage:
-        for link, count in zip(_LINKS, (rounds, max(rounds - 1, 1)), strict=True):
-            results.append(_choosing(stage, f"durable_{link // 1_000_000}", _LINKED_BYTES, count, link))
+        for link, total_bytes in _LINKS.items():
+            results.append(_choosing(stage, f"durable_{link // 1_000_000}", total_bytes, rounds, link))
     return results
 
 
@@ -63,8 +63,8 @@ def _choosing(stage: Stage, figure: str, total_bytes: int, rounds: int, link: fl
     if stage.link is not None:
         stage.link.cap(None)
     expected = check_digests(told)
-    for deployment in deployed.values():
-        check_digests(stage.ranks(load, _RANKS, total_bytes=total_bytes, where=deployment), expected)
+    for codec in ("planes", "auto"):
+        check_digests(stage.ranks(load, _RANKS, total_bytes=total_bytes, where=deployed[codec]), expected)
     found = rounds_of(told)
     named = {"auto": "ckptd", "raw": "ckptd raw", "planes": "ckptd planes"}
     found = Rounds(*({named.get(name, name): value for name, value in side.items()} for side in (found.first, found.raw)))
