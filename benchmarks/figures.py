@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 FIGURES = (
+    "stall",
     "stall_sync",
+    "overhead",
     "durable",
     "drain",
     "incremental",
