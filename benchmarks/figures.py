@@ -8,6 +8,8 @@ FIGURES = (
     "overhead",
     "durable",
     "drain",
+    "stored",
+    "codec",
     "incremental",
     "memory",
     "requests",
