@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # What daemon and trainer share. Never torch: the daemon's environment has none.
-SHARED = {"arena", "errors", "messages", "wire"}
+SHARED = {"arena", "errors", "messages", "packing", "wire"}
 
 
 def imported(path: Path) -> Iterator[str]:
