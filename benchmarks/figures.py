@@ -5,13 +5,16 @@ from __future__ import annotations
 FIGURES = (
     "stall",
     "stall_sync",
+    "stall_small",
     "overhead",
-    "durable",
     "drain",
+    "durable",
     "stored",
     "codec",
     "incremental",
+    "restore",
     "memory",
     "requests",
+    "scaling",
     "recovery",
 )

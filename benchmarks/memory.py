@@ -1,112 +1,169 @@
-"""What all processes hold beyond those of a training without checkpoints, beside DCP's `async_save`."""
+"""What ckptd holds on a node, all processes and shared memory together, beside DCP's `async_save`: in units of the state.
+
+Steady, while a save is on its way, while a restore is, and while what three ranks have saved is restored by two.
+"""
 
 from __future__ import annotations
 
 import os
-import statistics
 import threading
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch.distributed as dist
 
-from benchmarks.peers import Ckptd, Contender, Dcp, FsspecStorage
-from benchmarks.processes import Memory, memory
-from benchmarks.result import Result, from_rounds
+from benchmarks.peers import Ckptd, Contender, Dcp, FsspecStorage, empty_like
+from benchmarks.processes import memory
+from benchmarks.result import Result, at_most, from_rounds
 from benchmarks.rounds import WARM_UP, Rounds
 from benchmarks.run import alone
-from benchmarks.stage import Deployment, Stage, events
+from benchmarks.stage import Deployment, Stage, Told, check_digests, events
 from benchmarks.state import sharded
-from benchmarks.worker import change, tell
+from benchmarks.worker import change, digest, tell
+from ckptd.config import DaemonSettings
 from ckptd.demo.process import pids_with
 
-_BYTES = 1_000_000_000
-_RANKS = 2
-_SAMPLE_SECONDS = 0.02
-_KINDS = {"draining": "at its peak while a save is on its way", "steady": "after it"}
-_PEER = "dcp async_save process"
+_BYTES: Final = 2_000_000_000  # so much that processes' own hundreds of megabytes don't hide what grows with the state
+_SAMPLE_SECONDS: Final = 0.02
+_MOST: Final = 2.2
+_PEER: Final = "dcp async_save process"
+_WHEN: Final = {
+    "steady": "when nothing is on its way",
+    "draining": "at its peak while a save is on its way",
+    "restoring": "at its peak while two ranks restore what two have saved",
+    "resharding": "at its peak while two ranks restore what three have saved",
+}
 
 
 def measure(rounds: int) -> list[Result]:
-    """PSS over trainers, daemon and coordinator, or over trainers and DCP's processes. The limit is one copy of the state."""
-    held = {who: _world(who, rounds) for who in ("none", "ckptd", _PEER)}
-    base = statistics.median(held["none"]["steady"])
-    results = []
-    for kind, when in _KINDS.items():
-        raw = {who: [(value - base) / 1e9 for value in held[who][kind]] for who in ("ckptd", _PEER)}
-        shared = {who: statistics.median(held[who][f"{kind} shared"]) / 1e9 for who in ("ckptd", _PEER)}
-        notes = {"state_bytes": _BYTES, "baseline_gb": base / 1e9, "of_which_shared_memory_gb": shared}
-        what = f"GB of memory beyond a training without checkpoints, {when}"
-        results.append(from_rounds(f"memory_{kind}", what, "GB", Rounds({}, raw), _BYTES / 1e9, notes=notes))
-    return results
-
-
-def _world(who: str, rounds: int) -> dict[str, list[float]]:
-    """PSS of one contender's world, by kind; the first saves make what later ones use again."""
+    """PSS of all processes, less what the trainers' own were before they connected. The limit is one copy of the state."""
+    raw: dict[str, dict[str, list[float]]] = {kind: {} for kind in _WHEN}
+    own: list[float] = []
     with Stage() as stage:
-        where: Deployment | None = stage.deploy() if who == "ckptd" else None
-        told = stage.ranks(hold, _RANKS, who=who, rounds=rounds, where=where)
-    found: dict[str, list[float]] = {}
+        ours = stage.deploy()
+        told = stage.ranks(hold, 2, who="ckptd", rounds=rounds, where=ours, servers=ours.pids(), daemon=ours.daemon_pid)
+        _take(told, "ckptd", raw, own)
+        _take(_restore(stage, ours, rounds, told), "ckptd", raw, own)
+    with Stage() as stage:
+        ours = stage.deploy()
+        told = stage.ranks(hold, 3, who="ckptd", rounds=0, where=ours, servers=ours.pids(), daemon=ours.daemon_pid)
+        again = _restore(stage, ours, rounds, None)
+        _take([[{**event, "kind": "resharding"} for event in of_rank] for of_rank in again], "ckptd", raw, own)
+    with Stage() as stage:
+        _take(stage.ranks(hold, 2, who=_PEER, rounds=1, where=None, servers=[], daemon=0), _PEER, raw, [])
+    return [_result(kind, raw[kind], max(own)) for kind in _WHEN]
+
+
+def _restore(stage: Stage, ours: Deployment, rounds: int, saved: Told | None) -> Told:
+    """Each in a world of its own, and with a daemon that holds nothing any more."""
+    told: Told = [[] for _ in range(2)]
+    for _ in range(max(rounds, 1)):
+        some = stage.ranks(restore, 2, where=ours, servers=ours.pids(), daemon=ours.daemon_pid)
+        if saved is not None:
+            check_digests(some, check_digests(saved))
+        told = [[*before, *more] for before, more in zip(told, some, strict=True)]
+    return told
+
+
+def _take(told: Told, who: str, raw: dict[str, dict[str, list[float]]], own: list[float]) -> None:
     for event in events(told, "held")[0]:
-        if event["round"] >= WARM_UP:
-            found.setdefault(event["kind"], []).append(event["pss"])
-            found.setdefault(f"{event['kind']} shared", []).append(event["shared"])
-    return found
+        raw[event["kind"]].setdefault(who, []).append(event["bytes"] / _BYTES)
+        own.append(event["own"])
 
 
-def hold(bucket: str, who: str, rounds: int, where: dict[str, str] | None) -> None:
-    """In each rank: save now and then, and watch what all processes hold: while a save is on its way, and after it."""
+def _result(kind: str, raw: dict[str, list[float]], own_bytes: float) -> Result:
+    budget = DaemonSettings().memory_bytes  # type: ignore[call-arg]
+    notes = {"state_bytes": _BYTES, "slots": 2, "daemon_own_bytes": own_bytes, "daemon_budget_bytes": budget}
+    found = Rounds({who: values[0] for who, values in raw.items()}, raw)
+    result = from_rounds(f"memory_{kind}", f"memory of a node ÷ state, {_WHEN[kind]}", "states", found, 1.0, notes=notes)
+    if kind == "resharding":
+        return result
+    bars = [at_most("of a state", max(raw["ckptd"]), _MOST)]
+    if kind == "draining":
+        bars.append(at_most("daemon's own ÷ its budget", own_bytes / budget, 1.0))
+    return result.holding(*bars)
+
+
+def hold(bucket: str, who: str, rounds: int, where: dict[str, str] | None, servers: list[int], daemon: int) -> None:
+    """In each rank: save now and then, and watch what is held while a save is on its way, and after it."""
     state = sharded(_BYTES)
-    contender: Contender | None = None
-    if where is not None:
-        contender = Ckptd(state, where)
-    elif who == _PEER:
-        contender = Dcp(who, state, FsspecStorage(f"{bucket}/dcp", tuned=True), "process")
+    before = _own(servers)
+    contender: Contender = (
+        Ckptd(state, where) if where is not None else Dcp(who, state, FsspecStorage(f"{bucket}/dcp", tuned=True), "process")
+    )
     for number in range(WARM_UP + rounds):
         change(state)
-        if contender is not None:
-            contender.before()
+        contender.before()
         dist.barrier()
-        if contender is not None:
-            contender.start(number)
-        samples = watch(contender) if dist.get_rank() == 0 else []
-        if contender is not None:
-            contender.finish()
+        contender.start(number)
+        peak = _watch(contender.finish, before, daemon)
         dist.barrier()
-        if dist.get_rank() == 0:
-            after = memory(pids())
-            peak = max([*samples, after], key=lambda sample: sample.pss_bytes)
-            for kind, found in (("steady", after), ("draining", peak)):
-                tell("held", kind=kind, round=number, pss=found.pss_bytes, shared=found.shared_bytes)
+        if number >= WARM_UP:
+            _say("draining", peak)
+            _say("steady", _held(_pids(), before, daemon))
         dist.barrier()
-    if contender is not None:
-        contender.close()
+    tell("digest", who="live", digest=digest(state))
+    contender.close()
 
 
-def pids() -> list[int]:
+def restore(bucket: str, where: dict[str, str], servers: list[int], daemon: int) -> None:
+    """In each rank of another world."""
+    given = empty_like(sharded(_BYTES))
+    before = _own(servers)
+    ours = Ckptd(given, where)
+    _say("restoring", _watch(lambda: ours.load(given), before, daemon))
+    tell("digest", who="ckptd", digest=digest(given))
+    ours.close()
+
+
+def _pids() -> list[int]:
     """Everything of this stage: its trainers and their children, its daemon and its coordinator, but not the server."""
     return pids_with("BENCH_TRASH", os.environ["BENCH_TRASH"])
 
 
-def watch(contender: Contender | None) -> list[Memory]:
-    """Samples from now until the save has ended; what waits for that end is a thread of ours."""
-    if contender is None:
-        return []
-    over = threading.Event()
+def _own(servers: Sequence[int]) -> int:
+    """Bytes that the trainers hold before they know of ckptd."""
+    dist.barrier()
+    found = memory(pid for pid in _pids() if pid not in servers).pss_bytes
+    dist.barrier()
+    return found
 
-    def wait() -> None:
+
+def _held(watched: Sequence[int], before: int, daemon: int) -> tuple[int, int]:
+    """(bytes beyond ``before``, bytes of the daemon that are no shared memory)."""
+    own = memory([daemon])
+    return memory(watched).pss_bytes - before, own.pss_bytes - own.shared_bytes
+
+
+def _say(kind: str, held: tuple[int, int]) -> None:
+    tell("held", kind=kind, bytes=held[0], own=held[1])
+
+
+def _watch(work: Callable[[], object], before: int, daemon: int) -> tuple[int, int]:
+    """Do it, in a thread; the most that was held meanwhile, as rank 0 saw it."""
+    over = threading.Event()
+    failed: list[BaseException] = []
+
+    def do() -> None:
         try:
-            contender.finish()
+            work()
+        except BaseException as error:
+            failed.append(error)
         finally:
             over.set()
 
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    watched = pids()
-    samples = []
+    watched = _pids()
+    working = threading.Thread(target=do, daemon=True)
+    working.start()
+    samples = [(0, 0)]
     while not over.wait(_SAMPLE_SECONDS):
-        samples.append(memory(watched))
-    waiting.join()
-    return samples
+        if dist.get_rank() == 0:
+            samples.append(_held(watched, before, daemon))
+    working.join()
+    if failed:
+        raise failed[0]
+    return max(total for total, _ in samples), max(own for _, own in samples)
 
 
 if __name__ == "__main__":
-    alone(measure, rounds=3)
+    alone(measure, rounds=2)

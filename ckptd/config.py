@@ -53,7 +53,11 @@ class ArenaSettings(_Section):
     keep_seconds: float = Field(
         3600.0, ge=0, description="how long what a dead trainer has sealed waits for its coordinator; it holds memory meanwhile"
     )
-    ring_bytes: int = Field(256 << 20, ge=8 << 20, description="most shared memory of one rank's restore ring")
+    ring_bytes: int = Field(
+        64 << 20,
+        ge=8 << 20,
+        description="shared memory of one rank's restore ring; a larger one is slower: it is faulted in each time",
+    )
 
 
 class DaemonSettings(_Section):

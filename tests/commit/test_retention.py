@@ -91,7 +91,9 @@ def test_random_logs_stay_within_their_retention(rng: random.Random, length: int
     of_others = [entry for entry in staying if choices[entry.n].reason.startswith("a base of ")]
     assert len(staying) - len(of_others) <= keep_last + milestones + len(state.pins)
     needed = {base for entry in staying if entry not in of_others for base in entry.bases}
-    assert {entry.n for entry in of_others} <= needed <= {entry.n for entry in staying} | (state.commits.keys() - choices.keys())
+    assert (
+        {entry.n for entry in of_others} <= needed <= {entry.n for entry in staying} | (state.commits.keys() - choices.keys())
+    )
 
 
 @pytest.mark.parametrize(("keep_last", "keep_every"), [(-1, 0), (1, -5), (0, 100)])
