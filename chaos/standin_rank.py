@@ -90,12 +90,14 @@ class Rank:
         self._fillers = [Filler(seed, piece) for piece in layout(whole, place.world_key, place.world_size, place.rank)]
         self._everybodys = [Filler(seed, Piece(tensor, (0, 0), tensor.shape)) for tensor in whole[:2]]
         self.member = Member(place)
-        self._stager = Stager(place)
+        self._stager = Stager(self._plan)
         self._session = Session(path, self.member.hello, self._event, self._stager.on_lost)
         self.member.session = self._stager.session = self._session
         self._follower = Follower(self.member, self._stager)
         self._collector = Collector(place.rank)
-        self._stager._plan = MadeUp(self._fillers, self._collected())
+
+    def _plan(self, found: Collected) -> MadeUp:
+        return MadeUp(self._fillers, found)
 
     def _event(self, message: Message) -> None:
         if isinstance(message, Durable):

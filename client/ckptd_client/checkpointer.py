@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ckptd_client import rng
-from ckptd_client.capture import Plan, part_of
+from ckptd_client.capture import Plan
 from ckptd_client.errors import (
     CkptdError,
     ConfigError,
@@ -29,11 +29,13 @@ from ckptd_client.errors import (
 from ckptd_client.handle import Handle
 from ckptd_client.member import Member
 from ckptd_client.messages import Finished, Vacate
+from ckptd_client.parts import part_of
 from ckptd_client.place import Place, die_with_agent, find_place
 from ckptd_client.recover import PROGRESS, STATE, recover, restore_rng
 from ckptd_client.restore import Targets, merge, target_part
 from ckptd_client.schedule import Follower
 from ckptd_client.session import CLOSE_SECONDS, CONNECT_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Session
+from ckptd_client.shares import pieces_of
 from ckptd_client.staging import Stager
 from ckptd_client.stream import Stream
 from ckptd_client.tree import Collected, Collector, Part
@@ -52,7 +54,7 @@ class Checkpointer:
         self._place = place
         self._path = path
         self._member = Member(place)
-        self._stager = Stager(place)
+        self._stager = Stager(self._plan)
         self._collector = Collector(place.rank)
         self._session = Session(path, self._member.hello, self._stager.on_event, self._stager.on_lost)
         self._member.session = self._stager.session = self._session
@@ -64,6 +66,9 @@ class Checkpointer:
         self._closed = False
         self.rng_restored: str | None = None
         """How the last restore set the random generators: "exact", "derived", or None (nothing restored)."""
+
+    def _plan(self, found: Collected) -> Plan:
+        return Plan(found, pieces_of(found, self._place.rank, self._place.world_size))
 
     # ---- connection
 
@@ -105,7 +110,7 @@ class Checkpointer:
             if not callable(getattr(thing, "state_dict", None)) or not callable(getattr(thing, "load_state_dict", None)):
                 raise ConfigError(f"a part needs state_dict() and load_state_dict() part={name} type={type(thing).__name__}")
         found = self._collector.collect([part_of(name, thing) for name, thing in {**self._parts, **parts}.items()])
-        Plan(found, self._place.rank, self._place.world_size)
+        self._plan(found)
         self._parts.update(parts)
         for name, thing in parts.items():
             self._stager.hidden.attach(name, thing)

@@ -135,7 +135,7 @@ class Hidden:
         if self._chosen is None or self._chosen.plan is not plan:
             names = set(self._candidates) - self._exposed
             wanted = [at for at, piece in enumerate(plan.pieces) if piece.fqn in names]
-            places = [at for at in wanted if plan.pieces[at].item.capacity >= HIDE_BYTES_MIN]
+            places = [at for at in wanted if plan.pieces[at].nbytes >= HIDE_BYTES_MIN]
             self._chosen = _Chosen(plan, places, Samples(plan.sources(found, places)))
         # Strides are no part of the structure: whose have changed are rare, and copied as they used to be.
         return self._chosen.places if all(map(can_hide, plan.sources(found, self._chosen.places))) else []

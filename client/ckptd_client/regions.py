@@ -111,6 +111,17 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return local.detach()
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is its own memory: no container of tensors."""
+    return not is_dtensor(tensor)
+
+
+def block_of(tensor: torch.Tensor, number: int) -> torch.Tensor:
+    """Block ``number`` of the memory that this rank holds: rectangles, mostly one."""
+    assert number == 0
+    return local_of(tensor)
+
+
 def region_of(tensor: torch.Tensor, world_size: int, path: str) -> Region:
     """The region that this rank holds. Raises UnsupportedStateError naming ``path`` for what can't be placed (yet)."""
     import torch

@@ -11,9 +11,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ckptd_client.capture import plain_name, unwrap
 from ckptd_client.errors import MissingStateError, UnsupportedStateError
 from ckptd_client.messages import RestoreInfo, Want
+from ckptd_client.parts import plain_name, unwrap
 from ckptd_client.regions import dtype_name, dtype_of, is_dtensor, like_placed, local_of, region_of
 from ckptd_client.typed import TensorRef, decode, join
 
