@@ -115,7 +115,8 @@ class Targets:
         if not direct:
             self.finish.append(lambda: _copy(local, memory))
         self.wants.append(Want(fqn, self._owner, dtype_name(dtype, fqn), shape, offsets, sizes))
-        self.memory.append(memory.detach().reshape(-1).view(torch.uint8))
+        # Not reshape(-1): a single element may have any stride, and no view as bytes then.
+        self.memory.append(memory.detach().as_strided((memory.numel(),), (1,)).view(torch.uint8))
 
 
 def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:

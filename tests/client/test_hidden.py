@@ -436,6 +436,7 @@ def test_without_a_registered_optimizer_nothing_is_hidden(daemon: FakeDaemon) ->
             optimizer.zero_grad()
             net(torch.randn(8, WIDTH)).mean().backward()
             optimizer.step()
+            until(lambda: ckpt._stager.arena is None or bool(ckpt._stager._free))
         assert ckpt._stager.hidden.curious is False
     assert len(daemon.checkpoints) == 5
     assert isinstance(ckpt, Checkpointer)
