@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,7 +30,6 @@ from ckptd_client.messages import (
     Resumed,
     Sealed,
 )  # fmt: skip
-from ckptd_client.place import Place
 from ckptd_client.session import REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
 from ckptd_client.tree import Collected
 
@@ -63,8 +63,9 @@ class Stager:
     The arena outlives the connection: a new daemon is told of it and takes over what is sealed in it.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, plan: Callable[[Collected], Plan]) -> None:
+        """``plan`` makes the layout of a state that has another structure than the last one. It may raise."""
+        self._plan_for = plan
         self.session: Session
         self.changed = threading.Condition()
         self.handles: dict[int, Handle] = {}
@@ -196,7 +197,7 @@ class Stager:
         plan = self._plan
         if plan is None or not plan.fits(found):
             self.join()  # a device may write to the arena that goes
-            self._plan = plan = Plan(found, self._place.rank, self._place.world_size)
+            self._plan = plan = self._plan_for(found)
             with self.changed:
                 self.arena, self._pending = None, None
         return self.arena is not None or self._register(plan, wait or not self.ever_registered)

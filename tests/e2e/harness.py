@@ -56,10 +56,10 @@ class Job:
             node.start_daemon()
         return node
 
-    def world(self, size: int, arguments: Sequence[str], nodes: Sequence[str] = ("a",)) -> World:
+    def world(self, size: int, arguments: Sequence[str], nodes: Sequence[str] = ("a",), script: Path = TRAINER) -> World:
         """Start ``size`` ranks, dealt over ``nodes`` in order."""
         self._worlds += 1
-        return World(self, f"w{self._worlds}", size, arguments, [self.node(name) for name in nodes])
+        return World(self, f"w{self._worlds}", size, [str(script), *arguments], [self.node(name) for name in nodes])
 
     def commits(self) -> list[CatalogEntry]:
         """What the log in the store says."""
@@ -88,7 +88,7 @@ class World:
             if size > 1 or "plain" not in arguments:
                 environment |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            self.ranks.append(Process(f"{name}-{rank}", [sys.executable, str(TRAINER), *arguments], environment, self._output))
+            self.ranks.append(Process(f"{name}-{rank}", [sys.executable, *arguments], environment, self._output))
 
     def wait(self, seconds: float = RUN_SECONDS) -> list[dict[str, Any]]:
         """Wait until all ranks have ended well; the events."""
