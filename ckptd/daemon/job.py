@@ -75,9 +75,18 @@ class Job:
         del self._trainers[id(trainer)]
         await peer.exited.wait()
         self.vacated(peer.process)
+        record = trainer.record  # of the world that it was in last
         if self._ranks.by_place.get((record.world_key, record.rank)) is record:
             record.gone = "the trainer's process ended"
             self.send(record.lost())
+
+    def enter(self, old: RankRecord, record: RankRecord) -> None:
+        """A connected trainer is part of another world from now on; the old one may never have been formed."""
+        if not old.generation:
+            old.gone = "it waits for this world no more"
+            self.send(old.lost())
+        self._ranks.add(record)
+        self.send(record.up())
 
     def vacated(self, process: str) -> None:
         """A process has ended, or writes nowhere any more."""
@@ -307,6 +316,8 @@ class Job:
                 self.snapshots.committed(message.committed)
             case "aborted":
                 self.snapshots.aborted(message.aborted)
+                for trainer in self._trainers.values():
+                    trainer.aborted(snapshot_from_pb(message.aborted.attempt.snapshot), message.aborted.reason)
             case "kv_value":
                 if self._agent is not None:
                     self._agent.kv_value(message.kv_value)

@@ -110,29 +110,29 @@ class Restores:
             self._checkpoint = (manifest, opening)
         return await asyncio.shield(self._checkpoint[1])
 
-    async def deliver(
-        self, checkpoint: Checkpoint, wants: Sequence[Want], peer: Peer, request: int, lend: Callable[[Ring | None], None]
-    ) -> None:
-        """Fetch, verify and hand over every byte of ``wants``; ``lend`` says whose credits the trainer's messages mean."""
-        node = self._node
-        reads = await asyncio.to_thread(plan, checkpoint.layout, checkpoint.index, wants)
-        size = node.settings.daemon.frame_bytes
-        size = max([size, *(read.raw_bytes for read in reads)])
-        size = -(-size // PAGE) * PAGE
-        buffers = max(1, min(len(reads), node.settings.arena.ring_bytes // size))
-        async with node.arenas.ring(buffers, size) as (fd, memory):
-            ring = Ring(memory, buffers, size)
-            lend(ring)
-            try:
-                peer.send(RestoreRing(buffers, size), (fd,))
 
-                def hand_over(buffer: int, copies: Ints) -> None:
-                    peer.send(RestoreFrame(buffer, copies.tobytes()))
+async def deliver(
+    node: Node, checkpoint: Checkpoint, wants: Sequence[Want], peer: Peer, request: int, lend: Callable[[Ring | None], None]
+) -> None:
+    """Fetch, verify and hand over every byte of ``wants``; ``lend`` says whose credits the peer's messages mean."""
+    reads = await asyncio.to_thread(plan, checkpoint.layout, checkpoint.index, wants)
+    size = node.settings.daemon.frame_bytes
+    size = max([size, *(read.raw_bytes for read in reads)])
+    size = -(-size // PAGE) * PAGE
+    buffers = max(1, min(len(reads), node.settings.arena.ring_bytes // size))
+    async with node.arenas.ring(buffers, size) as (fd, memory):
+        ring = Ring(memory, buffers, size)
+        lend(ring)
+        try:
+            peer.send(RestoreRing(buffers, size), (fd,))
 
-                await fetch(node.read_store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)
-            finally:
-                lend(None)
-        peer.send(RestoreEnd(request))
+            def hand_over(buffer: int, copies: Ints) -> None:
+                peer.send(RestoreFrame(buffer, copies.tobytes()))
+
+            await fetch(node.read_store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)
+        finally:
+            lend(None)
+    peer.send(RestoreEnd(request))
 
 
 def _failed(task: asyncio.Task[Checkpoint]) -> bool:
