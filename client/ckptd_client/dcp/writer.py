@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import os
 import secrets
 from collections import ChainMap
@@ -219,7 +218,7 @@ class _Share:
 
     def _piece(self, fqn: str, tensor: torch.Tensor, shape: tuple[int, ...], offsets: tuple[int, ...]) -> None:
         nbytes = tensor.numel() * tensor.element_size()
-        if not nbytes and math.prod(shape):
+        if not nbytes and 0 not in shape:
             return  # an empty shard: others have what there is
         dtype, sizes = dtype_name(tensor.dtype, fqn), tuple(tensor.shape)
         self.pieces.append(Piece(fqn, "global", dtype, shape, offsets, sizes, nbytes, len(self._tensors)))
