@@ -241,7 +241,9 @@ class Unpicklable:
 
 
 def failing_value(store: Backend) -> Any:
-    error = _error(lambda: dcp.save({"w": torch.ones(2), "bad": Unpicklable()}, storage_writer=store.writer("bad"), no_dist=True))
+    error = _error(
+        lambda: dcp.save({"w": torch.ones(2), "bad": Unpicklable()}, storage_writer=store.writer("bad"), no_dist=True)
+    )
     dcp.save({"w": torch.ones(2)}, storage_writer=store.writer("after bad"), no_dist=True)
     into = {"w": torch.zeros(2)}
     dcp.load(into, storage_reader=store.reader("after bad"), no_dist=True)

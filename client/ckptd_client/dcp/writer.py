@@ -248,7 +248,8 @@ class _Share:
 
     def collected(self) -> Collected:
         """For the stager. Its structure is equal for equal pieces."""
-        structure = Structure(objects=[(META, "global"), (OWN, "rank")])
+        scopes = ((META, "global"), (OWN, "rank"))
+        structure = Structure(objects=[(fqn, scope) for fqn, scope in scopes if fqn in self._bodies])
         structure.placed = [(piece.source, piece) for piece in self.pieces]
         for tensor in self._tensors:
             structure.devices.append(tensor.device)
