@@ -114,7 +114,7 @@ class Rank:
     def restore(self) -> int:
         """Restore and check every byte; the number of completed steps. Raises WrongBytesError and what the client raises."""
         self._session.connect(CONNECT_SECONDS)
-        found = recover(self._session, self.member, self._place.world_size, self._want, raw=False)
+        found = recover(self._session, self.member, self._place.rank, self._place.world_size, self._want, raw=False)
         if found is None:
             return 0
         step = found[0].step
