@@ -251,6 +251,6 @@ def failing_value(store: Backend) -> Any:
 
 
 FLOWS = [
-    every_dtype, odd_tensors, nested_and_values, without_flattening, partial_and_strict, other_dtype, without_template, stateful,
-    optimizers, by_checkpoint_id, saved_again, changing_between_async_saves, metadata, failing_value,
+    every_dtype, odd_tensors, nested_and_values, without_flattening, partial_and_strict, other_dtype, without_template,
+    stateful, optimizers, by_checkpoint_id, saved_again, changing_between_async_saves, metadata, failing_value,
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from torch.futures import Future
 from ckptd_client.dcp.meta import META, OWN, Meta, read_meta, read_own
 from ckptd_client.dcp.names import check_step, is_id, named, parse_id
 from ckptd_client.dcp.opened import Opened
+from ckptd_client.dcp.truth import Misplaced, misplaced, state_of
 from ckptd_client.errors import MissingStateError, RestoreError
 from ckptd_client.messages import Stored, Want
 from ckptd_client.regions import dtype_of
@@ -145,8 +146,12 @@ class CkptdReader(StorageReader):
             opened = self._open(seat.seq if isinstance(seat, _Seat) else None)
         try:
             work = _Work(opened, self._meta, own, planner)
+            elsewhere = dict(misplaced(state_of(planner)))
+            for fqn, there in elsewhere.items():
+                work.add_whole(fqn, there)
             for item in plan.items:
-                work.add(item)
+                if item.dest_index.fqn not in elsewhere:
+                    work.add(item)
             opened.read(work.wants, work.memory)
             for finish in work.finish:
                 finish()
@@ -184,6 +189,15 @@ class _Work:
             self._bytes(item, stored)
         else:
             self._tensor(item, stored)
+
+    def add_whole(self, fqn: str, there: Misplaced) -> None:
+        """This rank's part of a DTensor, whatever the plan says of it."""
+        stored = self._opened.tensors.get(fqn)
+        if stored is None:
+            return  # a partial load; a strict one has been refused by the planner
+        source = torch.empty(there.sizes, dtype=dtype_of(stored.dtype))
+        self._want(stored, there.offsets, there.sizes, source)
+        self.finish.append(lambda: (there.local.copy_(source), None)[1])
 
     def _bytes(self, item: ReadItem, stored: Stored) -> None:
         own = self._own.get(stored.fqn)

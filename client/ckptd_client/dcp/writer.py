@@ -21,6 +21,7 @@ from ckptd_client.dcp.meta import META, OWN, OWN_BYTES, OWN_ITEM_BYTES, Meta
 from ckptd_client.dcp.names import check_step, is_id, named, parse_id
 from ckptd_client.dcp.saver import Saver, Seat, saver_of
 from ckptd_client.dcp.stager import CkptdStager
+from ckptd_client.dcp.truth import Misplaced, misplaced, state_of
 from ckptd_client.errors import ConfigError, SaveError, UnsupportedStateError
 from ckptd_client.handle import Handle
 from ckptd_client.regions import dtype_name
@@ -127,8 +128,9 @@ class CkptdWriter(StorageWriter):
         step = saver.enter(seat, self.step)
         try:
             share = _Share(self._draft if self._is_coordinator else None)
+            elsewhere = dict(misplaced(state_of(planner)))
             for item in plan.items:
-                share.add(item, planner.resolve_data(item))
+                share.add(item, planner.resolve_data(item), elsewhere.get(item.index.fqn))
             if seat.size > 1:
                 share.add_own(_missing(saver, plan), planner)
             found = share.collected()
@@ -197,8 +199,8 @@ class _Share:
         self._tensors: list[torch.Tensor] = []
         self._bodies = {} if draft is None else {META: draft.encode()}
 
-    def add(self, item: WriteItem, data: torch.Tensor | io.BytesIO) -> None:
-        """Raises UnsupportedStateError, SaveError."""
+    def add(self, item: WriteItem, data: torch.Tensor | io.BytesIO, elsewhere: Misplaced | None) -> None:
+        """``elsewhere`` is where it really lies, if the plan is wrong. Raises UnsupportedStateError, SaveError."""
         fqn = item.index.fqn
         if item.type == WriteItemType.BYTE_IO:
             assert not isinstance(data, torch.Tensor)
@@ -211,9 +213,12 @@ class _Share:
         assert item.tensor_data is not None
         tensor = _dense(data, fqn)
         shape, chunk = tuple(item.tensor_data.size), item.tensor_data.chunk
-        if tuple(tensor.shape) != tuple(chunk.sizes):
-            raise SaveError(f"DCP's plan has {tuple(chunk.sizes)} of {fqn!r}, but the tensor is {tuple(tensor.shape)}")
-        self._piece(fqn, tensor, shape, tuple(chunk.offsets))
+        offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+        if elsewhere is not None:
+            offsets, sizes = elsewhere.offsets, elsewhere.sizes
+        if tuple(tensor.shape) != sizes:
+            raise SaveError(f"DCP's plan has {sizes} of {fqn!r}, but the tensor is {tuple(tensor.shape)}")
+        self._piece(fqn, tensor, shape, offsets)
         self.results.append(WriteResult(item.index, tensor.numel() * tensor.element_size(), "tensor"))
 
     def _piece(self, fqn: str, tensor: torch.Tensor, shape: tuple[int, ...], offsets: tuple[int, ...]) -> None:
