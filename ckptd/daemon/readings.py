@@ -20,7 +20,7 @@ from ckptd.commit.office import pin, unpin
 from ckptd.commit.state import Entry, State
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
-from ckptd.daemon.restores import Ring, deliver
+from ckptd.daemon.together import Share, Together
 from ckptd.errors import CkptdError, ProtocolError, RestoreError
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.layout import GLOBAL, Tensor
@@ -31,6 +31,7 @@ _log = structlog.get_logger(__name__)
 _LIST_NUMBERS: Final = 1 << 19
 """Of regions and shapes in one answer: some MiB."""
 _TRIES: Final = 3
+_TURN_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -144,7 +145,7 @@ class _Reader:
         self._job = hello.job
         self._rank = hello.rank
         self._opened: _Opened | None = None
-        self._ring: Ring | None = None
+        self._share: Share | None = None
         self._work: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -152,11 +153,13 @@ class _Reader:
         try:
             while (message := await self._peer.next()) is not None:
                 if isinstance(message, m.RestoreCredit):
-                    if self._ring is not None:
-                        self._ring.credit(message.buffer)
+                    if self._share is not None:
+                        self._share.credit(message.buffer)
                     continue
-                if self._work is not None and not self._work.done():
-                    raise ProtocolError("a reader may ask for one thing at a time")
+                if self._work is not None:
+                    await asyncio.wait([self._work], timeout=_TURN_SECONDS)  # it may have been answered just now
+                    if not self._work.done():
+                        raise ProtocolError("a reader may ask for one thing at a time")
                 self._work = self._node.watch.spawn(self._answer(message))
         except ProtocolError as error:
             _log.error("reader_protocol", job=self._job, error=str(error))
@@ -183,12 +186,16 @@ class _Reader:
             elif isinstance(message, m.ReadList):
                 self._list(message)
             else:
-                await deliver(self._node, self._checkpoint(), message.wants, self._peer, message.id, self._lend)
+                await self._read(message)
         except CkptdError as error:
             self._peer.fail(message.id, error)
 
-    def _lend(self, ring: Ring | None) -> None:
-        self._ring = ring
+    async def _read(self, message: m.RestoreRead) -> None:
+        share = self._share = Share(self._rank, message.wants, self._peer, message.id)
+        try:
+            await Together(self._node, self._checkpoint(), set, lambda _: None).deliver(share)
+        finally:
+            self._share = None
 
     def _checkpoint(self) -> Checkpoint:
         if self._opened is None:

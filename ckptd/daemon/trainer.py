@@ -12,8 +12,8 @@ import structlog
 from ckptd.daemon.peer import Peer
 from ckptd.daemon.process import Life
 from ckptd.daemon.ranks import RankRecord, to_pb
-from ckptd.daemon.restores import Ring, deliver
 from ckptd.daemon.tenants import Tenant, deed_of
+from ckptd.daemon.together import Share
 from ckptd.errors import CkptdError, ConfigError, CorruptError, NewerFormatError, NotFoundError, ProtocolError
 from ckptd.model.ids import NO_GENERATION, Snapshot
 from ckptd.model.layout import GLOBAL
@@ -36,7 +36,7 @@ class Trainer:
         self._placed = asyncio.Event()
         self._tenant: Tenant | None = None
         self._layout = 0
-        self._ring: Ring | None = None
+        self._share: Share | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking: dict[int, asyncio.Task[None]] = {}
         if record.generation:
@@ -96,8 +96,8 @@ class Trainer:
             case m.Vacate():
                 self._job.vacated(self._peer.process)
             case m.RestoreCredit():
-                if self._ring is not None:
-                    self._ring.credit(message.buffer)
+                if self._share is not None:
+                    self._share.credit(message.buffer)
             case m.RestoreAsk():
                 self._asked(message)
             case m.RestoreRead():
@@ -251,14 +251,15 @@ class Trainer:
         )
 
     async def _restore_read(self, message: m.RestoreRead) -> None:
-        target = await self._job.restores.target(self.record.generation)
-
-        def lend(ring: Ring | None) -> None:
-            self._ring = ring
-
+        generation = self.record.generation
+        target = await self._job.restores.target(generation)
         with self._reading(target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
-            await deliver(self._job.node, checkpoint, message.wants, self._peer, message.id, lend)
+            share = self._share = Share(self.record.rank, message.wants, self._peer, message.id)
+            try:
+                await self._job.restores.deliver(generation, checkpoint, share, lambda: self._job.awaited(generation))
+            finally:
+                self._share = None
 
     async def _restore_report(self, message: m.RestoreReport) -> None:
         record = self.record
@@ -275,6 +276,7 @@ class Trainer:
             generation=to_pb(record.generation), rank=record.rank, error=error[:4096], corrupt=corrupt
         )
         self._job.send(pb.FromNode(restore_report=record.report))
+        self._job.restores.look(record.generation)
 
     @contextmanager
     def _reading(self, target: pb.RestoreTarget) -> Iterator[None]:
