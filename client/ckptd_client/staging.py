@@ -243,10 +243,11 @@ class Stager:
                 _log.warning("ckptd: each snapshot from the GPU stops training for as long as its copy takes: %s", error)
             self._pinning_failed = True
 
-    def stage(self, step: int, generation: Gen, found: Collected, wait: bool, hide: bool) -> Handle | None:
+    def stage(self, step: int, generation: Gen, found: Collected, wait: bool, hide: bool, hold: bool = False) -> Handle | None:
         """Copy the state into a free slot and seal it; None when no slot is free and ``wait`` is False.
 
-        With ``hide``, what only the optimizers write is copied behind the training, and `join` seals.
+        With ``hide``, what only the optimizers write is copied behind the training, and `join` seals. With ``hold`` it is left
+        to `seal_held`, which copies the objects once more, or `drop_held`.
         """
         self.join()  # a device may still be at the one before
         with self._work:
@@ -272,9 +273,33 @@ class Stager:
             with self.changed:
                 self.handles[step], self._where[step] = handle, (arena.id, slot)
             self._under = under
-        if under.copy is None:
+        if under.copy is None and not hold:
             self.join()
         return handle
+
+    def seal_held(self, found: Collected) -> None:
+        """Seal what was staged with ``hold``, with these objects. Raises SaveError when they have outgrown their places."""
+        with self._joining:
+            under = self._under
+            if under is not None:
+                under.lengths = under.plan.copy_objects(under.arena, under.slot, found)
+        self.join()
+
+    def drop_held(self, reason: str) -> None:
+        """Give up what was staged with ``hold``, if there is any."""
+        with self._joining:
+            under, self._under = self._under, None
+            if under is not None:
+                self._give_up(under, reason)
+
+    def move(self) -> None:
+        """This process has another place in its world now: its arena is no more its own."""
+        with self.changed:
+            if self._plan is not None:
+                self._plan.drop_views()
+            self._plan = self.arena = self._pending = None
+            self._layout = -1
+            self._free.clear()
 
     def _copy(
         self,
