@@ -12,6 +12,7 @@ FIGURES = (
     "stored",
     "codec",
     "incremental",
+    "plan",
     "restore",
     "memory",
     "requests",
