@@ -7,9 +7,11 @@ import sys
 
 import typer
 
+from ckptd.cli.cat import cat
 from ckptd.cli.coordinator import coordinator
 from ckptd.cli.daemon import daemon
 from ckptd.cli.demo import demo
+from ckptd.cli.diff import diff
 from ckptd.cli.events import events
 from ckptd.cli.gc import gc
 from ckptd.cli.ls import ls
@@ -35,6 +37,8 @@ app.command()(daemon)
 app.command()(coordinator)
 app.command()(ls)
 app.command()(show)
+app.command()(diff)
+app.command()(cat)
 app.command()(status)
 app.command()(pin)
 app.command()(unpin)

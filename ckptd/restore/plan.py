@@ -43,7 +43,7 @@ class FrameRead:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pieces:
+class Pieces:
     """``count`` bytes at ``source`` of the region in row ``row`` of the layout are those at ``target`` of want ``want``."""
 
     row: Ints
@@ -60,7 +60,7 @@ def plan(layout: Layout, index: Index, wants: Sequence[Want]) -> list[FrameRead]
     CorruptError when the checkpoint doesn't have every byte of a want exactly once.
     """
     tensors = [_find(layout, want) for want in wants]
-    return _reads(index, [_copies(index, pieces) for pieces in _cut(tensors, wants)])
+    return _reads(index, [in_frames(index, pieces) for pieces in cut_wants(tensors, wants)])
 
 
 def plan_objects(layout: Layout, index: Index, ranks: Sequence[int]) -> tuple[list[tuple[int, str, int]], list[FrameRead]]:
@@ -72,9 +72,9 @@ def plan_objects(layout: Layout, index: Index, ranks: Sequence[int]) -> tuple[li
     rows = np.array([tensor.first_region for tensor in found], np.int64)
     nbytes = index.places["nbytes"][rows].astype(np.int64)
     zero = np.zeros(len(rows), np.int64)
-    pieces = _Pieces(rows, zero, np.arange(len(rows), dtype=np.int64), zero, nbytes)
+    pieces = Pieces(rows, zero, np.arange(len(rows), dtype=np.int64), zero, nbytes)
     objects = [(tensor.rank, tensor.fqn, size) for tensor, size in zip(found, nbytes.tolist(), strict=True)]
-    return objects, _reads(index, [_copies(index, pieces)])
+    return objects, _reads(index, [in_frames(index, pieces)])
 
 
 def frame_reads(index: Index, frames: Iterable[int]) -> list[FrameRead]:
@@ -113,7 +113,7 @@ class _Meetings:
     count: Ints
 
 
-def _cut(tensors: Sequence[Tensor], wants: Sequence[Want]) -> Iterator[_Pieces]:
+def cut_wants(tensors: Sequence[Tensor], wants: Sequence[Want]) -> Iterator[Pieces]:
     """Cut wants with the regions of their tensors, some at a time. Raises CorruptError for one that isn't covered once."""
     ndim = max((1, *(len(tensor.shape) for tensor in tensors)))
     wanted = boxes([want.offsets for want in wants], [want.sizes for want in wants], ndim)
@@ -161,7 +161,7 @@ def _meetings(tensors: Sequence[Tensor], wanted: Boxes, ndim: int) -> _Meetings:
 
 def _cut_some(
     wants: Sequence[Want], wanted: Boxes, meetings: _Meetings, itemsize: Ints, some: Ints, want: Ints, number: Ints
-) -> _Pieces:
+) -> Pieces:
     """Pairs of ``want`` and the ``number``-th region that it may meet; ``some`` are the wants that these are of."""
     row = meetings.order[meetings.begin[want] + number]
     shared = common(meetings.stored.take(row), wanted.take(want))
@@ -169,7 +169,7 @@ def _cut_some(
     want, row, shared = want[meet], row[meet], shared.take(meet)
     _check_covered(wants, wanted, some, want, shared)
     found = runs(meetings.stored.take(row), wanted.take(want), shared, itemsize[want])
-    return _Pieces(meetings.rows[row[found.pair]], found.source, want[found.pair], found.target, found.count)
+    return Pieces(meetings.rows[row[found.pair]], found.source, want[found.pair], found.target, found.count)
 
 
 def _check_covered(wants: Sequence[Want], wanted: Boxes, some: Ints, owner: Ints, parts: Boxes) -> None:
@@ -198,7 +198,7 @@ def _overlap(parts: Boxes) -> bool:
     return not disjoint_regions(found)
 
 
-def _copies(index: Index, pieces: _Pieces) -> Ints:
+def in_frames(index: Index, pieces: Pieces) -> Ints:
     """Pieces, cut where frames end: rows of (frame, and the columns of a copy)."""
     starts = index.frame_starts
     place = index.places[pieces.row]
