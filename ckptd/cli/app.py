@@ -17,6 +17,7 @@ from ckptd.cli.gc import gc
 from ckptd.cli.ls import ls
 from ckptd.cli.options import log_style
 from ckptd.cli.pin import pin
+from ckptd.cli.reshard import reshard
 from ckptd.cli.retire import retire
 from ckptd.cli.run import run
 from ckptd.cli.show import show
@@ -39,6 +40,7 @@ app.command()(ls)
 app.command()(show)
 app.command()(diff)
 app.command()(cat)
+app.command()(reshard)
 app.command()(status)
 app.command()(pin)
 app.command()(unpin)

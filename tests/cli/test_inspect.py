@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ckptd.cli import cat, diff, show
+from ckptd.cli import cat, diff, reshard, show
 from ckptd.cli.app import app
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import Committer, take_office
@@ -80,7 +80,7 @@ class Place:
     def run(self, *arguments: str) -> tuple[str, CountingStore]:
         """(its output, the store that it read)."""
         store = CountingStore(self.root)
-        for module in (cat, diff, show):
+        for module in (cat, diff, reshard, show):
             self.monkeypatch.setattr(module, "reading_store", lambda _: store)
         done = CliRunner().invoke(app, [*arguments, "--job", JOB, "--store", str(self.root)], catch_exceptions=False)
         assert done.exit_code == 0, done.output
@@ -244,3 +244,23 @@ def test_show_lists_tensors_and_how_they_are_cut(place: Place) -> None:
     assert store.read_bytes(".seg") == 20 and found["read_bytes"] < found["all_bytes"]
     said, _ = place.run("show", "1", "--tensors", "*big")
     assert "2 along dim 1" in said and "model.half" not in said and "by n1: 3 regions" in said
+
+
+def test_reshard_says_what_a_load_would_read(place: Place) -> None:
+    place.save((state(), 0, 4))
+    found, store = place.data("reshard", "1", "--dry-run", "--world", "2", "--place", "S1", "--link-bytes-per-second", "1000")
+    assert (found["world"], found["mesh"], found["placements"]) == (2, [2], ["S1"])
+    for node in found["nodes"]:  # half of each row, so all frames of the matrices
+        assert node["frame_bytes"] == BIG.nbytes + 8 * 64 * 2 + 8 + 5 * 4 and node["requests"] >= node["objects"] == 4
+        assert node["amplification"] > 1.9 and node["shared_frames"] == 0
+        assert node["seconds"] == node["fetched_bytes"] / 1000
+    assert store.read_bytes(".seg") == 0
+    together, _ = place.data("reshard", "1", "--dry-run", "--world", "2", "--place", "S1", "--ranks-per-node", "2")
+    [node] = together["nodes"]
+    assert node["amplification"] == 1.0 and node["shared_frames"] == node["frames"]
+    assert together["link_bytes_per_second"] > 0 and together["seconds"] == node["seconds"]
+    said, _ = place.run("reshard", "@1", "--dry-run", "--world", "2x2", "--place", "R,S0")
+    assert "into 4 ranks" in said and "the slowest needs" in said
+    place.refused(ConfigError, "say --dry-run", "reshard", "1", "--world", "2")
+    place.refused(ConfigError, "as in 2x4; got 'many'", "reshard", "1", "--dry-run", "--world", "many")
+    place.refused(ConfigError, "needs as many placements", "reshard", "1", "--dry-run", "--world", "2x2", "--place", "S0")
