@@ -14,6 +14,7 @@ FIGURES = (
     "incremental",
     "plan",
     "restore",
+    "reshard",
     "memory",
     "requests",
     "scaling",

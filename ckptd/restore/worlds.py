@@ -1,7 +1,7 @@
 """Worlds that could load a checkpoint, and what each of their nodes would read. Pure.
 
 A world is a mesh of ranks, in row-major order, and a placement for each of its dimensions, in the words of DTensor: "R", or
-"S1" for shards along dimension 1, cut in ceil-chunks. A tensor of fewer dimensions is cut along its last one; a scalar is whole.
+"S1" for shards along dimension 1, cut in ceil-chunks. A tensor of fewer dimensions is cut along its last; scalars are whole.
 """
 
 from __future__ import annotations
