@@ -7,14 +7,17 @@ import sys
 
 import typer
 
+from ckptd.cli.cat import cat
 from ckptd.cli.coordinator import coordinator
 from ckptd.cli.daemon import daemon
 from ckptd.cli.demo import demo
+from ckptd.cli.diff import diff
 from ckptd.cli.events import events
 from ckptd.cli.gc import gc
 from ckptd.cli.ls import ls
 from ckptd.cli.options import log_style
 from ckptd.cli.pin import pin
+from ckptd.cli.reshard import reshard
 from ckptd.cli.retire import retire
 from ckptd.cli.run import run
 from ckptd.cli.show import show
@@ -35,6 +38,9 @@ app.command()(daemon)
 app.command()(coordinator)
 app.command()(ls)
 app.command()(show)
+app.command()(diff)
+app.command()(cat)
+app.command()(reshard)
 app.command()(status)
 app.command()(pin)
 app.command()(unpin)

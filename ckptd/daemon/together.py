@@ -7,23 +7,32 @@ are planned as one; a frame goes to every rank that needs some of it, and its bu
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
+import structlog
 
+from ckptd.clock import SYSTEM_CLOCK
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
 from ckptd.model.region import Ints
 from ckptd.restore.checkpoint import Checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import FrameRead, plan
+from ckptd.restore.source import CountedStore
 from ckptd.restore.turns import by_turns, owners
 from ckptd_client.arena import PAGE
 from ckptd_client.messages import RestoreEnd, RestoreFrame, RestoreRing, Want
 
+_log = structlog.get_logger(__name__)
 GATHER_SECONDS: Final = 60.0
 """How long the ranks of a node wait for those that have not asked yet. Who comes later has its part fetched by itself."""
+
+
+WINDOW_BYTES: Final = 64 << 10
+"""Of messages to one rank that it has not answered: a socket holds some 200 KB. One alone may be longer."""
 
 
 class Share:
@@ -36,11 +45,49 @@ class Share:
         self.request = request
         self.ring: Ring | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting: deque[RestoreFrame] = deque()  # no more than the ring has buffers
+        self._unread: dict[int, int] = {}  # bytes of messages that were sent and not answered, by buffer
+        self._sent_all = asyncio.Event()
+        self._sent_all.set()
+
+    def hand_over(self, frame: RestoreFrame) -> None:
+        """Send it as soon as the socket has room for it: a full one would hold up everybody, and soon end the connection."""
+        self._waiting.append(frame)
+        self._sent_all.clear()
+        self._send_on()
+
+    @property
+    def waiting(self) -> int:
+        """How many frames lie ready for it."""
+        return len(self._waiting)
+
+    async def all_sent(self) -> None:
+        """Return when every frame has been sent."""
+        await self._sent_all.wait()
 
     def credit(self, buffer: int) -> None:
         """The trainer has copied what it needs out of a buffer."""
+        self._unread.pop(buffer, None)
+        self._send_on()
         if self.ring is not None:
             self.ring.credit(self, buffer)
+
+    def leave(self) -> None:
+        """It is sent nothing any more, and reads nothing."""
+        self._waiting.clear()
+        self._sent_all.set()
+        if self.ring is not None:
+            self.ring.leave(self)
+
+    def _send_on(self) -> None:
+        while self._waiting:
+            size_bytes = len(self._waiting[0].copies)
+            if self._unread and sum(self._unread.values()) + size_bytes > WINDOW_BYTES:
+                return
+            frame = self._waiting.popleft()
+            self._unread[frame.buffer] = size_bytes
+            self.peer.send(frame)
+        self._sent_all.set()
 
 
 class Ring:
@@ -116,8 +163,7 @@ class Together:
             await share.over
         finally:
             self.shares = [other for other in self.shares if other is not share]
-            if share.ring is not None:
-                share.ring.leave(share)
+            share.leave()
             self.look()
             if not self.shares and not self._running.done():
                 self._running.cancel()
@@ -173,9 +219,22 @@ class Together:
                 for number in readers:
                     mine = copies[whose == number]
                     mine[:, 1] -= firsts[number]
-                    shares[number].peer.send(RestoreFrame(buffer, mine.tobytes()))
+                    shares[number].hand_over(RestoreFrame(buffer, mine.tobytes()))
 
-            await fetch(node.read_store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)
+            store, begun = CountedStore(node.read_store), SYSTEM_CLOCK.monotonic()
+            await fetch(store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)
+            for share in shares:
+                await share.all_sent()
+        _log.info(
+            "fetched",
+            job=checkpoint.manifest.job,
+            step=checkpoint.manifest.step,
+            ranks=[share.rank for share in shares],
+            frames=len(reads),
+            bytes=store.read_bytes,
+            requests=store.reads,
+            seconds=round(SYSTEM_CLOCK.monotonic() - begun, 3),
+        )
 
 
 def _planned(checkpoint: Checkpoint, wants: Sequence[Want], firsts: Ints) -> list[FrameRead]:

@@ -33,7 +33,7 @@ from ckptd.restore.plan import plan
 from ckptd.rpc.access import Access
 from ckptd.troubles import Troubles
 from ckptd_client.errors import DaemonUnavailableError
-from ckptd_client.messages import RestoreCredit, RestoreEnd, RestoreFrame, RestoreRing, Want
+from ckptd_client.messages import Message, RestoreCredit, RestoreEnd, RestoreFrame, RestoreRing, Want
 from ckptd_client.wire import Connection
 from tests.restore.states import JOB, CountingStore, Slot, region, save
 from tests.waiting import eventually
@@ -54,6 +54,8 @@ class Rank:
         self.memory = bytearray(want.sizes[0] * want.sizes[1] * 4)
         self.frames = 0
         self.ended = False
+        self.awake = threading.Event()
+        self.awake.set()
         self._holds = holds
         self._thread = threading.Thread(target=self._copy, daemon=True)
 
@@ -79,6 +81,7 @@ class Rank:
         ring, size = memoryview(b""), 0
         try:
             while not self.ended:
+                self.awake.wait()
                 message, fds = self.connection.receive()
                 if isinstance(message, RestoreRing):
                     ring, size = memoryview(mmap.mmap(fds[0], message.buffers * message.buffer_bytes)), message.buffer_bytes
@@ -99,10 +102,10 @@ class Rank:
 
 
 @asynccontextmanager
-async def saved(directory: Path) -> AsyncIterator[tuple[Node, CountingStore, Checkpoint]]:
-    """A checkpoint of one tensor, row shards of four ranks, and a node that may hold few of its frames at once."""
+async def saved(directory: Path, frame_bytes: int = 4 << 20) -> AsyncIterator[tuple[Node, CountingStore, Checkpoint]]:
+    """A checkpoint of one tensor, row shards of four ranks, and a node whose ring has two buffers, or more smaller ones."""
     store = CountingStore(directory / "store")
-    settings = load_settings(None, {"arena": {"ring_bytes": 8 << 20}})  # two buffers
+    settings = load_settings(None, {"arena": {"ring_bytes": 8 << 20}, "daemon": {"frame_bytes": frame_bytes}})
     with ThreadPoolExecutor(2) as pool:
         slots = [Slot(rank) for rank in range(4)]
         for slot in slots:
@@ -224,6 +227,28 @@ async def test_what_is_not_there_is_said_to_every_rank(tmp_path: Path, how: Call
         said = await asyncio.gather(*(rank.run(restore) for rank in ranks), return_exceptions=True)
         assert [type(error) for error in said] == [MissingStateError, MissingStateError]
         assert store.gets == []
+
+
+async def test_what_a_rank_has_not_answered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is full would block the daemon, and end the connection of a rank that only gets no CPU."""
+    monkeypatch.setattr("ckptd.daemon.together.WINDOW_BYTES", 1000)
+    sent: list[int] = []
+    async with saved(tmp_path, frame_bytes=FRAME) as (node, _, checkpoint):
+        rank = Rank(0, want(1, 0, SHAPE[1]))  # one column: a frame has a copy for each row
+        rank.awake.clear()
+        running = asyncio.create_task(rank.run(together(node, checkpoint, {0})))
+        send = rank.peer.send
+
+        def noted(message: Message, fds: tuple[int, ...] = ()) -> bool:
+            sent.extend([len(message.copies)] if isinstance(message, RestoreFrame) else [])
+            return send(message, fds)
+
+        monkeypatch.setattr(rank.peer, "send", noted)
+        await eventually(lambda: rank.share.waiting > 60, "frames wait for an answer")
+        assert 0 < sum(sent) <= 1000
+        rank.awake.set()
+        await running
+        assert right(rank) and rank.ended and sum(sent) > 10 * 1000
 
 
 def _rest(one: Want) -> tuple[object, ...]:
