@@ -20,8 +20,10 @@ from ckptd.commit.log import CommitLog
 from ckptd.commit.office import pin, unpin
 from ckptd.config import load_settings
 from ckptd.interchange.exporting import State, part_of, read_state, refs
-from ckptd.interchange.target import whole_directory
+from ckptd.interchange.target import whole_directory, whole_file
+from ckptd.interchange.write_dcp import write_dcp
 from ckptd.interchange.write_safetensors import SHARD_BYTES, bytes_of, write_safetensors
+from ckptd.interchange.write_torch import write_torch
 from ckptd.restore.checkpoint import Checkpoint, check_entry, open_checkpoint
 from ckptd.store.base import Store
 
@@ -83,5 +85,12 @@ async def _export(
 async def _write(
     store: Store, checkpoint: Checkpoint, state: State, tree: Any, form: Format, output: Path, shard: int, shown: Shown
 ) -> None:
+    if form is Format.TORCH:
+        with whole_file(output) as path:
+            await write_torch(store, checkpoint, state, tree, path, shown.advance)
+        return
     with whole_directory(output) as directory:
-        await write_safetensors(store, checkpoint, state, tree, directory, shard, shown.advance)
+        if form is Format.DCP:
+            await write_dcp(store, checkpoint, state, tree, directory, shown.advance)
+        else:
+            await write_safetensors(store, checkpoint, state, tree, directory, shard, shown.advance)

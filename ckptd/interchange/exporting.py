@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -103,7 +103,9 @@ def spans(tensor: Tensor) -> Iterator[Span]:
         yield Span(tensor, region.offsets, region.sizes, region.elements * size_bytes)
 
 
-async def read_spans(store: Store, checkpoint: Checkpoint, wanted: Sequence[Span]) -> AsyncIterator[tuple[Span, memoryview]]:
+async def read_spans(
+    store: Store, checkpoint: Checkpoint, wanted: Sequence[Span]
+) -> AsyncGenerator[tuple[Span, memoryview], None]:
     """The verified bytes of each span, in the order of ``wanted``; valid until the next one is asked for.
 
     Raises CorruptError when stored bytes don't match their hashes, and what the store raises.

@@ -11,19 +11,13 @@ from safetensors.torch import load_file
 
 from tests.interchange.cli import ckptd
 from tests.interchange.saved import ALL_DTYPES, JOB, bits, random_tensor, save
+from tests.interchange.states import weights
 
 NOT_IN_SAFETENSORS = {"complex32", "complex128"}
 
 
-def weights() -> dict[str, torch.Tensor]:
-    """All types, and all odd shapes."""
-    found = {f"layer.{name}": random_tensor(name, 3, 5, seed=7) for name in ALL_DTYPES if name not in NOT_IN_SAFETENSORS}
-    found |= {"scalar": random_tensor("float32"), "none": torch.empty(0, 4), "empty": torch.empty(0, dtype=torch.bfloat16)}
-    return found | {"turned": random_tensor("float32", 700, 300).t(), "tied": found["layer.float32"]}
-
-
 def test_a_registered_module_has_the_names_of_its_state_dict(tmp_path: Path) -> None:
-    saved = weights()
+    saved = weights([name for name in ALL_DTYPES if name not in NOT_IN_SAFETENSORS])
     save(tmp_path / "store", {"model": saved, "optimizer": {"state": {}, "lr": 0.1}}, parts=True)
     ckptd("export", 7, "--job", JOB, "--store", tmp_path / "store", "--format", "safetensors", "-o", tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["model.safetensors"]
