@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from ckptd.model.region import Region
+
+TILE: Final = 2048
+"""Elements of a transposed tensor that lie in a row where it is stored."""
 
 
 def strides_of(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -24,13 +28,41 @@ def span_of(sizes: Sequence[int], strides: Sequence[int]) -> int:
 def cut(sizes: Sequence[int], strides: Sequence[int], limit: int) -> Iterator[Region]:
     """Rectangles that have each element once and span at most ``limit`` elements of memory each (at least one element).
 
-    The dimension with the widest stride is cut first, so what is stored transposed is read in the order of its memory; those of
-    a row-major tensor come in the order of its bytes, each of them a run of these.
+    The dimension with the widest stride is cut first. Those of a row-major tensor come in the order of its bytes, each a run of
+    them.
     """
     if 0 in sizes:
         return
-    order = sorted((dim for dim, size in enumerate(sizes) if size > 1), key=lambda dim: (-strides[dim], dim))
+    order = sorted(_wide(sizes), key=lambda dim: (-strides[dim], dim))
     yield from _cut((0,) * len(sizes), tuple(sizes), strides, order, max(limit, 1))
+
+
+def tiles(sizes: Sequence[int], strides: Sequence[int], limit: int) -> Iterator[Region]:
+    """Rectangles of at most ``limit`` elements, good to be read by ``strides`` and to be stored row-major.
+
+    What lies in memory about as it is stored is cut there. What is transposed is cut both ways: whole columns would be fast to
+    read here, and then have to be restored element by element.
+    """
+    wide = _wide(sizes)
+    if 0 in sizes or not wide:
+        yield from cut(sizes, strides, limit)
+        return
+    widest = max(wide, key=lambda dim: (strides[dim], -dim))
+    if widest == wide[0]:
+        yield from cut(sizes, strides, limit)
+        return
+    inner = list(sizes)
+    inner[widest] = min(sizes[widest], TILE)
+    for start in range(0, sizes[widest], inner[widest]):
+        inner[widest] = min(inner[widest], sizes[widest] - start)
+        for region in cut(inner, strides_of(inner), limit):
+            offsets = list(region.offsets)
+            offsets[widest] += start
+            yield Region(tuple(offsets), region.sizes)
+
+
+def _wide(sizes: Sequence[int]) -> list[int]:
+    return [dim for dim, size in enumerate(sizes) if size > 1]
 
 
 def _cut(

@@ -128,7 +128,17 @@ async def _opened(root: Path) -> tuple[Checkpoint, RestoreInfo, Targets]:
         raise CkptdError("nothing is committed")
     checkpoint = await open_checkpoint(store, JOB, entry.manifest)
     (objects,) = await checkpoint.read_objects(store, [GLOBAL])
-    info = RestoreInfo(0, entry.n, entry.attempt.snapshot.step, 1, objects, {}, checkpoint.tensors(), "")
+    info = RestoreInfo(
+        id=0,
+        generation=(1, 1),
+        seq=entry.n,
+        step=entry.attempt.snapshot.step,
+        world_size=1,
+        objects=objects,
+        rank_objects={},
+        tensors=checkpoint.tensors(),
+        loss="",
+    )
     return checkpoint, info, Targets(info, 1)
 
 
