@@ -17,6 +17,8 @@ from ckptd.errors import CorruptError, InterchangeError
 
 DEPTH_MAX: Final = 100
 NODES_MAX: Final = 10_000_000
+FOREIGN_MAX: Final = 2_000_000
+"""Values of an imported tree, which may be a small file that refers to the same lists again and again."""
 BYTES_MAX: Final = 1 << 30
 _MAPS: Final[dict[str, type]] = {"d": dict, "o": OrderedDict, "c": Counter}
 _MAP_TAGS: Final[dict[type, str]] = {made: tag for tag, made in _MAPS.items()}
@@ -143,12 +145,12 @@ def leaves(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any
 
 def replaced(tree: Any, change: Callable[[str, Any], Any]) -> Any:
     """The tree with ``change(path, leaf)`` in the place of each leaf. Raises InterchangeError for one that is too big."""
-    left = [NODES_MAX]
+    left = [FOREIGN_MAX]
 
     def walk(node: Any, path: str, depth: int) -> Any:
         left[0] -= 1
         if depth > DEPTH_MAX or left[0] < 0:
-            raise InterchangeError(f"it is nested deeper than {DEPTH_MAX} or has over {NODES_MAX} values path={path!r:.200}")
+            raise InterchangeError(f"it is nested deeper than {DEPTH_MAX} or has over {FOREIGN_MAX} values path={path!r:.200}")
         if type(node) in (dict, OrderedDict):
             return type(node)((key, walk(part, join(path, key), depth + 1)) for key, part in node.items())
         if type(node) in _ROW_TAGS:
