@@ -7,6 +7,7 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote
 
 import typer
 from rich.filesize import decimal
@@ -23,13 +24,14 @@ from ckptd.coordinator.leader import check_free
 from ckptd.errors import CkptdError, JobInUseError
 from ckptd.interchange.foreign import Files
 from ckptd.interchange.importing import Prepared, prepare, write_state
-from ckptd.interchange.read_source import open_local, read_source
+from ckptd.interchange.read_source import open_local, open_url, read_source
 from ckptd.model.ids import Attempt, Generation, Snapshot, check_job
 from ckptd.pipeline.threads import codec_pool
 from ckptd.pipeline.write import WriteOptions
 from ckptd.store.base import Store
-from ckptd.store.open import check_store
+from ckptd.store.open import check_store, open_files
 from ckptd.store.probe import probe
+from ckptd.store.retry import RetryingStore, RetrySettings
 
 
 def import_(
@@ -50,7 +52,7 @@ def import_(
 
 async def _import(settings: Settings, store: Store, source: str, job: str, step: int) -> str:
     with progress("looking"):
-        files, name = open_local(Path(source.removeprefix("file://")))
+        files, name = await _open(settings, source)
         what, tree = await read_source(files, name)
         prepared = prepare(tree, step)
     log, committer = await _office(settings, store, job)
@@ -64,6 +66,16 @@ async def _import(settings: Settings, store: Store, source: str, job: str, step:
     return (
         f"{what} is imported: {tensors} tensors, {size}, as step {step} of job {job} (record {n}), which it will restore next"
     )
+
+
+async def _open(settings: Settings, source: str) -> tuple[Files, str | None]:
+    """A path, or a URL: with the storage options of the settings if the job's store is of the same kind."""
+    scheme, separator, _ = source.partition("://")
+    if not separator or scheme == "file":
+        return open_local(Path(unquote(source.removeprefix("file://")) if separator else source))
+    options = settings.store.storage_options if settings.store.url.startswith(f"{scheme}://") else {}
+    retry = RetrySettings(deadline_seconds=settings.store.read_seconds)
+    return await open_url(source, lambda url: RetryingStore(open_files(url, options), retry))
 
 
 async def _office(settings: Settings, store: Store, job: str) -> tuple[CommitLog, Committer]:

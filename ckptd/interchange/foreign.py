@@ -6,17 +6,18 @@ import asyncio
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
 
-from ckptd.errors import InterchangeError
+from ckptd.errors import InterchangeError, NotFoundError
 from ckptd.interchange.cut import cut, span_of, strides_of
 from ckptd.model.dtypes import item_bytes
 from ckptd.model.region import Region
+from ckptd.store.base import Store
+from ckptd.store.keys import check_file
 
-_NAME_MAX: Final = 1024
 _STRETCH_BYTES: Final = 256 << 10
 
 
@@ -142,9 +143,31 @@ class LocalFiles:
         return InterchangeError(f"can't read a file: {error.strerror} name={name!r:.200} directory={self._directory}")
 
 
+class StoreFiles:
+    """Files below a URL; ``store`` takes their names as keys."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def size(self, name: str) -> int | None:
+        try:
+            return (await self._store.info(check_name(name))).size_bytes
+        except NotFoundError:
+            return None
+
+    async def read(self, name: str, start: int, end: int) -> bytes:
+        try:
+            body = await self._store.get(check_name(name), start, end)
+        except NotFoundError:
+            raise InterchangeError(f"a file is missing name={name!r:.200} in={self._store.url}") from None
+        if len(body) < end - start:
+            raise InterchangeError(f"a file is cut off name={name!r:.200} bytes={start + len(body)} expected={end}")
+        return bytes(body)
+
+
 def check_name(name: str) -> str:
     """A file's name as it stands in an index or a metadata file, if it is one below the same directory."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\0" in name or len(name) > _NAME_MAX:
-        raise InterchangeError(f"a file's name leads out of the directory name={name!r:.200}")
-    return name
+    try:
+        return check_file(name)
+    except ValueError:
+        raise InterchangeError(f"a file's name leads out of the directory, or is none name={name!r:.200}") from None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from ckptd.errors import InterchangeError
 from ckptd.interchange.archive import Place
-from ckptd.interchange.foreign import Files, Foreign, LocalFiles, check_name, whole
+from ckptd.interchange.foreign import Files, Foreign, LocalFiles, StoreFiles, check_name, whole
 from ckptd.interchange.read_dcp import METADATA, read_dcp
 from ckptd.interchange.read_torch import read_torch
 from ckptd.interchange.safetensors import INDEX_MAX, INDEX_NAME, SUFFIX, decode_header, decode_index, header_bytes
+from ckptd.store.base import Store
 
 _INDEX_SUFFIX: Final = f"{SUFFIX}.index.json"
 _ONE: Final = f"model{SUFFIX}"
@@ -24,6 +26,16 @@ def open_local(path: Path) -> tuple[Files, str | None]:
         raise InterchangeError(f"there is no file or directory to import path={path}")
     path = path.resolve()
     return LocalFiles(path.parent), path.name
+
+
+async def open_url(url: str, open_at: Callable[[str], Store]) -> tuple[Files, str | None]:
+    """As `open_local`, at a URL: a file if there is one of that name, else a directory. Raises what the store raises."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    if not parent.endswith(":/"):
+        beside = StoreFiles(open_at(parent))
+        if await beside.size(name) is not None:
+            return beside, name
+    return StoreFiles(open_at(url)), None
 
 
 async def read_source(files: Files, name: str | None) -> tuple[str, dict[Any, Any]]:

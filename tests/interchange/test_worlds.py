@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 
 import pytest
 import torch
-from safetensors import safe_open
+import torch.distributed.checkpoint as dcp
 
+from chaos.minio import MinioServer
 from ckptd.interchange.foreign import LocalFiles
+from ckptd.store.open import open_files
 from tests.interchange import sharded_dcp
 from tests.interchange.cli import ckptd
-from tests.interchange.saved import JOB, bits, load, random_tensor, same
+from tests.interchange.saved import JOB, load, random_tensor, same
 
 CKPTD = Path(sys.executable).with_name("ckptd")
 MEGA = 1 << 20
@@ -75,6 +79,38 @@ def test_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list((tmp_path / "store").rglob("*.seg"))  # … and is nobody's
 
 
+@pytest.mark.parametrize("kind", ["dcp", "torch"])
+def test_sources_at_a_url(tmp_path: Path, minio: MinioServer, minio_url: str, kind: str) -> None:
+    saved = {"w": random_tensor("bfloat16", 300, 200), "n": {"lr": 0.1, "t": torch.arange(5)}}
+    url, options = minio_url, minio.storage_options
+    if kind == "torch":
+        torch.save(saved, tmp_path / "in.pt")
+    else:
+        dcp.save(dict(saved), checkpoint_id=tmp_path / "in", no_dist=True)
+    store = open_files(f"{url}/their files", options)
+    for path in [tmp_path / "in.pt"] if kind == "torch" else (tmp_path / "in").iterdir():
+        asyncio.run(store.put(f"{path.relative_to(tmp_path)}", path.read_bytes()))
+    settings = tmp_path / "ckptd.toml"
+    settings.write_text("[store.storage_options]\n" + toml(options))
+    source = f"{url}/their files/in" + (".pt" if kind == "torch" else "")
+    ckptd("import", source, "--job", JOB, "--store", f"{url}/ours", "--config", settings)
+    form = ("--format", "torch", "-o", tmp_path / "out.pt")
+    ckptd("export", 0, "--job", JOB, "--store", f"{url}/ours", "--config", settings, *form)
+    same(saved, torch.load(tmp_path / "out.pt", weights_only=True))
+
+
+def toml(options: Mapping[str, object]) -> str:
+    """A table's lines, with tables in line."""
+    return "".join(f"{name} = {inline(value)}\n" for name, value in options.items())
+
+
+def inline(value: object) -> str:
+    """TOML on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {inline(part)}" for name, part in value.items()) + " }"
+    return json.dumps(value)
+
+
 @pytest.fixture
 def memory() -> Iterator[Path]:
     """A directory in memory: a slow disk would be all that is measured."""
@@ -97,7 +133,6 @@ def test_memory_is_bounded(memory: Path, form: str) -> None:
     nbytes = 600 * MEGA
     saved = {"big": random_tensor("uint8", nbytes * 2 // 3).view(torch.float32), "turned": torch.empty(0)}
     saved["turned"] = random_tensor("float32", 5000, nbytes // 3 // 5000 // 4, seed=1).t()
-    wanted = {name: bits(tensor)[-1000:] for name, tensor in saved.items()}
     torch.save(saved, memory / "in.pt")
     del saved
     words = ("--job", JOB, "--store", memory / "store")
@@ -106,13 +141,7 @@ def test_memory_is_bounded(memory: Path, form: str) -> None:
     (memory / "in.pt").unlink()
     exporting = peak("export", 0, *words, "--format", form, "-o", memory / "out") - idle
     print(f"{form}: import {importing // MEGA} MiB, export {exporting // MEGA} MiB over {idle // MEGA} MiB")
-    assert importing < nbytes / 2
-    assert exporting < nbytes / 4
-    if form == "safetensors":
-        with safe_open(memory / "out" / "model.safetensors", "pt") as file:
-            assert {name: bits(file.get_slice(name)[-1:])[-1000:] for name in wanted}["big"] == wanted["big"][-4:]
-        rmtree(memory / "out")
-        return
+    assert importing < nbytes / 3
+    assert exporting < nbytes / 3
     rmtree(memory / "store")
-    again = peak("import", memory / "out", *words) - idle
-    assert again < nbytes / 2
+    assert peak("import", memory / "out", *words) - idle < nbytes / 3
