@@ -21,6 +21,15 @@ _CLASSES: Final = (
     *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties"),
     *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
 )
+
+
+def _member(kind: Any, name: Any) -> Record:
+    """Python 3.11.0 to 3.11.3 pickle a member of an enumeration as getattr(class, name)."""
+    if not isinstance(kind, Function) or kind.name != "_MEM_FORMAT_ENCODING" or type(name) is not str:
+        raise TypeError("an attribute is taken of something else")
+    return Record(kind.name, (name,))
+
+
 _ALLOWED: Final[dict[str, Any]] = {
     **DTYPES,
     **{f"{_MODULE}.{name}": record(name) for name in _CLASSES},
@@ -28,6 +37,7 @@ _ALLOWED: Final[dict[str, Any]] = {
     "torch.Size": Function("Size", lambda sizes=(): tuple(sizes)),
     "torch.serialization._get_layout": Function("_get_layout", lambda name: Opaque(f"layout {name!s:.40}")),
     "collections.OrderedDict": Function("OrderedDict", dict),
+    "builtins.getattr": Function("getattr", _member),
     "pathlib.PosixPath": record("PosixPath"),
     "pathlib._local.PosixPath": record("PosixPath"),
 }

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from ckptd.errors import InterchangeError
 from ckptd.interchange import pickles
+from ckptd.interchange.foreign import check_name
 from ckptd.interchange.read_torch import ALLOWED
 from tests.interchange.cli import ckptd
 from tests.interchange.saved import JOB
@@ -302,3 +303,14 @@ def test_an_index_that_leads_astray(tmp_path: Path, weight_map: Any, word: str) 
     text = json.dumps({"weight_map": weight_map} if weight_map else {"metadata": {}})
     (tmp_path / "in" / "model.safetensors.index.json").write_text(text)
     refused(tmp_path, tmp_path / "in", word)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/../b", "/a", "a//b", "a/", "a\0b", "a\nb", "./a", "x" * 900])
+def test_names_that_lead_out(name: str) -> None:
+    with pytest.raises(InterchangeError):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "a b.safetensors", "ünder/a.pt", "..a", "a..b"])
+def test_names_that_do_not(name: str) -> None:
+    assert check_name(name) == name

@@ -118,6 +118,15 @@ def test_a_dcp_directory(tmp_path: Path) -> None:
     same({name: saved["model"][name] for name in template["model"]}, template["model"])
 
 
+def test_a_dcp_directory_of_an_early_python_3_11(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_name = lambda member, _protocol: (getattr, (type(member), member.name))  # noqa: E731
+    monkeypatch.setattr("torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING.__reduce_ex__", by_name)
+    dcp.save({"w": torch.arange(3)}, checkpoint_id=tmp_path / "in", no_dist=True)
+    assert b"getattr" in (tmp_path / "in" / ".metadata").read_bytes()
+    import_(tmp_path, tmp_path / "in")
+    same({"w": torch.arange(3)}, load(tmp_path / "store")[0])
+
+
 def test_our_own_dcp_export(tmp_path: Path) -> None:
     saved = state()
     torch.save(saved, tmp_path / "in.pt")
