@@ -178,6 +178,9 @@ def _check_block(block: torch.Tensor, region: Region, path: str) -> None:
         raise UnsupportedStateError(path, kind, f"only dense tensors can be stored layout={block.layout}")
     if block.device.type == "meta":
         raise UnsupportedStateError(path, "meta tensor", "it has no memory yet; materialise the module first")
+    if any(offset + size > whole for offset, size, whole in zip(region.offsets, region.sizes, region.shape, strict=True)):
+        says = f"shape={region.shape} offsets={region.offsets} sizes={region.sizes}"
+        raise UnsupportedStateError(path, kind, f"its chunk is outside of the tensor {says}")
     if tuple(block.shape) != region.sizes:
         says = f"local={tuple(block.shape)} region={region.sizes}"
         raise UnsupportedStateError(path, kind, f"its local shape is not what its placement says {says}")

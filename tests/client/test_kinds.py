@@ -285,12 +285,12 @@ def test_a_part_of_others_is_refused(daemon: FakeDaemon) -> None:
 
 
 def in_blocks(seed: int) -> dict[str, torch.Tensor]:
-    """A ShardedTensor, as FSDP1 has them, and one that lists its chunks, both in two blocks of rows."""
+    """A ShardedTensor, as FSDP1 has them, and one that lists its chunks, both in two blocks."""
     torch.manual_seed(seed)
-    one, two, three, four = torch.randn(2, 2), torch.randn(3, 2), torch.randn(1, 3), torch.randn(4, 3)
+    one, two, three, four = torch.randn(2, 2), torch.randn(3, 2), torch.randn(5, 1), torch.randn(5, 3)
     shards = [Shard.from_tensor_and_offsets(block, [start, 0], 0) for block, start in ((one, 0), (two, 2))]
     sharded = sharded_tensor.init_from_local_shards(shards, 5, 2)
-    return {"sharded": sharded, "listed": LocalShardsWrapper([three, four], [(0, 0), (1, 0)])}
+    return {"sharded": sharded, "listed": LocalShardsWrapper([three, four], [(0, 0), (0, 1)])}
 
 
 def test_tensors_in_several_blocks(daemon: FakeDaemon) -> None:
@@ -308,8 +308,11 @@ def test_tensors_in_several_blocks(daemon: FakeDaemon) -> None:
         ckpt.close(wait=False)
         for name, tensor in first.items():
             assert prints(blocks_of(tensor)) == prints(blocks_of(second[name])) != prints(blocks_of(in_blocks(2)[name]))
+        outside = LocalShardsWrapper([torch.ones(1, 3), torch.ones(4, 3)], [(0, 0), (1, 0)])  # to torch these are columns
+        with pytest.raises(UnsupportedStateError, match="outside of the tensor"):
+            regions_of(outside, Holders((0,)), 0, "x")
         (_, region) = regions_of(second["listed"], Holders((0, 1)), 0, "x")
-        assert (region.shape, region.offsets, region.sizes, region.holders) == ((5, 3), (1, 0), (4, 3), (0,))
+        assert (region.shape, region.offsets, region.sizes, region.holders) == ((5, 4), (0, 1), (5, 3), (0,))
     finally:
         dist.destroy_process_group()
 
