@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, product
 
 from ckptd_client.errors import ConfigError
@@ -93,7 +94,8 @@ def box(shape: Ints, cuts: Sequence[Cut], mesh_shape: Ints, coordinate: Ints) ->
     return tuple(offsets), tuple(sizes)
 
 
-def replica_set(holders: Holders, mesh: Mesh, cuts: Sequence[Cut], rank: int) -> Ints:
+@lru_cache(maxsize=256)  # thousands of tensors on a few meshes, which may have thousands of ranks
+def replica_set(holders: Holders, mesh: Mesh, cuts: tuple[Cut, ...], rank: int) -> Ints:
     """The ranks, ascending, that hold the same bytes as ``rank`` of a tensor on ``mesh``, which is cut so.
 
     A tensor on a part of the holders' mesh is replicated over the rest of it. Raises ConfigError when the mesh doesn't say who

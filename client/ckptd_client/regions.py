@@ -99,7 +99,9 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def block_of(tensor: Any, number: int) -> torch.Tensor:
     """Block ``number`` of `blocks_of`."""
-    if is_dtensor(tensor) and is_plain(tensor._local_tensor):
+    if (
+        is_dtensor(tensor) and type(tensor._local_tensor) is sys.modules["torch"].Tensor
+    ):  # in every snapshot, thousands of times
         block: torch.Tensor = tensor._local_tensor.detach()
         return block
     return blocks_of(tensor)[number]
@@ -179,6 +181,9 @@ def _check_block(block: torch.Tensor, region: Region, path: str) -> None:
         raise UnsupportedStateError(path, kind, f"only dense tensors can be stored layout={block.layout}")
     if block.device.type == "meta":
         raise UnsupportedStateError(path, "meta tensor", "it has no memory yet; materialise the module first")
+    if any(offset + size > whole for offset, size, whole in zip(region.offsets, region.sizes, region.shape, strict=True)):
+        says = f"shape={region.shape} offsets={region.offsets} sizes={region.sizes}"
+        raise UnsupportedStateError(path, kind, f"its chunk is outside of the tensor {says}")
     if tuple(block.shape) != region.sizes:
         says = f"local={tuple(block.shape)} region={region.sizes}"
         raise UnsupportedStateError(path, kind, f"its local shape is not what its placement says {says}")
@@ -195,7 +200,7 @@ def _dtensor_regions(tensor: Any, holders: Holders, rank: int, path: str) -> lis
     at = tensor.device_mesh.get_coordinate()
     if coordinate is not None and (at is None or tuple(at) != coordinate):
         raise UnsupportedStateError(path, "DTensor", f"torch.distributed has another rank than RANK={rank} says")
-    cuts = [_cut(placement, path) for placement in tensor.placements]
+    cuts = tuple(_cut(placement, path) for placement in tensor.placements)
     try:
         same = replica_set(holders, mesh, cuts, rank)
         assert coordinate is not None

@@ -59,7 +59,7 @@ def _held(found: Collected, rank: int, world_size: int) -> list[_Held]:
         regions = regions_of(tensor, holders, rank, fqn)
         whole = fqn in structure.whole
         for block, region in enumerate(regions):
-            held.append(_Held(fqn, scope, dtype, tensor.element_size(), number, block, region, whole))
+            held.append(_Held(fqn, scope, dtype, tensor.dtype.itemsize, number, block, region, whole))
     return held
 
 

@@ -104,12 +104,12 @@ def test_replica_sets_partition_the_holders() -> None:
         for dims in ((0,), (1,), (2,), (0, 1), (1, 2), (0, 2)):
             ranks = whole.like(at, dims)
             mesh = Mesh((2,) * len(dims), ranks)
-            replicas = replica_set(holders, mesh, [(0, 1)] * len(dims), rank)
+            replicas = replica_set(holders, mesh, ((0, 1),) * len(dims), rank)
             assert rank in replicas and len(replicas) == 8 // len(ranks)
             assert all(
-                replica_set(holders, mesh_around(whole, one, dims), [(0, 1)] * len(dims), one) == replicas for one in replicas
+                replica_set(holders, mesh_around(whole, one, dims), ((0, 1),) * len(dims), one) == replicas for one in replicas
             )
-            assert replica_set(holders, mesh, [None] * len(dims), rank) == tuple(range(8))
+            assert replica_set(holders, mesh, (None,) * len(dims), rank) == tuple(range(8))
 
 
 def mesh_around(whole: Mesh, rank: int, dims: tuple[int, ...]) -> Mesh:
@@ -120,9 +120,9 @@ def mesh_around(whole: Mesh, rank: int, dims: tuple[int, ...]) -> Mesh:
 
 def test_a_mesh_of_some_ranks_needs_to_be_told_whose_the_part_is() -> None:
     stage = Mesh((2,), (0, 1))
-    assert replica_set(Holders((0, 1)), stage, [None], 0) == (0, 1)
+    assert replica_set(Holders((0, 1)), stage, (None,), 0) == (0, 1)
     for holders in (Holders((0, 1, 2, 3)), Holders((0, 2)), Holders((0, 1, 2, 3), Mesh((2, 2), (0, 2, 3, 1)))):
         with pytest.raises(ConfigError, match=r"over\(part, mesh\)"):
-            replica_set(holders, stage, [(0, 1)], 0)
+            replica_set(holders, stage, ((0, 1),), 0)
     with pytest.raises(ConfigError, match="not in its mesh"):
-        replica_set(Holders((0, 1)), stage, [(0, 1)], 3)
+        replica_set(Holders((0, 1)), stage, ((0, 1),), 3)
