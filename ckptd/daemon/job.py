@@ -81,13 +81,19 @@ class Job:
             self.send(record.lost())
             self.restores.look(record.generation)
 
-    def enter(self, old: RankRecord, record: RankRecord) -> None:
-        """A connected trainer is part of another world from now on; the old one may never have been formed."""
-        if not old.generation:
-            old.gone = "it waits for this world no more"
-            self.send(old.lost())
+    def enter(self, record: RankRecord) -> None:
+        """A connected trainer is part of another world from now on."""
         self._ranks.add(record)
         self.send(record.up())
+
+    def leave(self, record: RankRecord) -> None:
+        """A connected trainer does nothing more in its world, which may never have been formed."""
+        if not record.generation:
+            record.gone = "it waits for this world no more"
+            self.send(record.lost())
+        elif not record.finished:
+            record.finished = True
+            self.send(record.done())
 
     def vacated(self, process: str) -> None:
         """A process has ended, or writes nowhere any more."""

@@ -112,10 +112,7 @@ class Trainer:
                 self._job.snapshots.missed(Snapshot(self.record.generation, message.step), self.record.rank, message.reason)
             case m.Finished():
                 await self._in_world()
-                self.record.finished = True
-                self._job.send(
-                    pb.FromNode(finished=pb.Finished(generation=to_pb(self.record.generation), rank=self.record.rank))
-                )
+                self._job.leave(self.record)
                 self._peer.send(m.Ok(message.id))
             case _:
                 raise ProtocolError(f"a trainer may not send {type(message).__name__}")
@@ -124,6 +121,9 @@ class Trainer:
         if not 0 <= message.rank < message.world_size <= m.WORLD_MAX:
             raise ProtocolError(f"a rank lies in its world rank={message.rank} world_size={message.world_size}")
         old = self.record
+        self._job.leave(old)
+        if not message.world_key:
+            return
         if (old.rank, old.world_size) != (message.rank, message.world_size) and self._tenant is not None:
             self._tenant.retire()
             self._tenant = None
@@ -131,7 +131,7 @@ class Trainer:
         self.record = RankRecord(
             message.world_key, message.rank, message.world_size, self._peer.process, NO_GENERATION, base_seq=0, ready=False
         )
-        self._job.enter(old, self.record)
+        self._job.enter(self.record)
 
     def aborted(self, snapshot: Snapshot, reason: str) -> None:
         """A snapshot of its world was given up. Whose world is there for this one alone must hear it before it has sealed."""

@@ -47,6 +47,10 @@ class Member:
         else:
             self.session.connect(CONNECT_SECONDS)
 
+    def withdraw(self) -> None:
+        """This process waits for no world any more. Raises DaemonUnavailableError."""
+        self.session.send(Enter("", 0, 1))
+
     def ask(self, bare: bool = False, timeout_seconds: float = ASK_SECONDS) -> RestoreInfo:
         """What the generation restores (``bare``: without what is in it); waits until every rank has asked.
 

@@ -209,7 +209,10 @@ class Vacate:
 
 @dataclass(frozen=True, slots=True)
 class Enter:
-    """This process has finished in its world, and is part of another one now; its arena stays if its place is the same."""
+    """This process has finished in its world, or waits for it no more, and is part of another one now, or of none (no key).
+
+    Its arena stays if its place is the same.
+    """
 
     world_key: str
     rank: int

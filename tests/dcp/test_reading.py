@@ -20,7 +20,7 @@ from ckptd.commit.state import State
 from ckptd.daemon.readings import holder_of
 from ckptd.demo.cluster import Cluster, Plan
 from ckptd.store.open import open_store
-from ckptd_client.dcp import CkptdReader, CkptdWriter
+from ckptd_client.dcp import CkptdReader, CkptdWriter, saver
 from ckptd_client.dcp.opened import Opened
 from ckptd_client.errors import RestoreError
 from tests.dcp.backends import JOB
@@ -121,12 +121,15 @@ def other(daemon: Cluster, tmp_path: Path) -> Iterator[str]:
     found.close()
 
 
-def test_reads_what_the_checkpointer_saved(other: str) -> None:
+def test_reads_what_the_checkpointer_saved(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(3, 2)
     with ckptd_client.connect(job=other) as ckpt:
         ckpt.register(model=model)
         for _ in ckpt.steps(1):
             pass
+        with monkeypatch.context() as patch, pytest.raises(dcp.api.CheckpointException, match="another training of this job"):
+            patch.setattr(saver, "FORM_SECONDS", 1.0)
+            dcp.save({"w": torch.ones(1)}, storage_writer=CkptdWriter(other), no_dist=True)
     into = {"model": {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}}
     dcp.load(into, storage_reader=CkptdReader(other), no_dist=True)
     assert torch.equal(into["model"]["weight"], model.weight) and torch.equal(into["model"]["bias"], model.bias)

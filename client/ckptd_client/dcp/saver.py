@@ -84,12 +84,20 @@ class Saver:
                 self._step = step
             self._member.report("", FORM_SECONDS)
         except (DaemonUnavailableError, ProtocolError, RestoreError) as error:
-            self._leave()
+            self._withdraw()
             raise SaveError(
                 f"the ranks of this save did not come together: {error}; is another training of this job at work, and is"
                 f" `ckptd coordinator --job {self.job}` running? job={self.job} rank={seat.rank} world_size={seat.size}"
             ) from error
         return step
+
+    def _withdraw(self) -> None:
+        with self._inside:
+            self._step = None
+        try:
+            self._member.withdraw()
+        except CkptdError:
+            pass  # the daemon is gone, and the world with it
 
     def stage(self, step: int, found: Collected, pieces: list[Piece], hold: bool) -> Handle:
         """Copy this rank's share into shared memory; sealed at once, or with ``hold`` by `commit`. Raises SaveError and kin."""
