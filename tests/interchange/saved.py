@@ -28,6 +28,7 @@ from ckptd_client.capture import Plan
 from ckptd_client.messages import RestoreInfo
 from ckptd_client.recover import PROGRESS, STATE
 from ckptd_client.restore import Targets, materialise, merge
+from ckptd_client.shares import pieces_of
 from ckptd_client.tree import Collector, Part
 from tests.restore.states import Ring
 
@@ -82,14 +83,13 @@ def save(root: Path, state: Mapping[str, Any], step: int = 7, parts: bool = Fals
     progress = {"step": step, "seed": 5, "position": 12, "stream": None}
     known = [Part(name, tree) for name, tree in state.items()] if parts else [Part(STATE, dict(state), whole=None)]
     found = Collector(0).collect([Part(PROGRESS, progress), *known])
-    layout = Plan(found, 0, 1)
+    layout = Plan(found, pieces_of(found, 0, 1))
     slot = bytearray(layout.slot_bytes)
     for item in layout.objects:
         slot[item.slot_offset : item.slot_offset + len(found.bodies[item.fqn])] = found.bodies[item.fqn]
-    for piece in layout.pieces:
-        tensor = found.tensors[found.structure.names[piece.fqn]]
-        assert piece.whole
-        slot[piece.item.slot_offset : piece.item.slot_offset + piece.item.capacity] = bits(tensor)
+    for piece, item in zip(layout.pieces, layout.stored, strict=True):
+        assert piece.rows is None
+        slot[item.slot_offset : item.slot_offset + item.capacity] = bits(found.tensors[piece.source])
     lengths = [len(found.bodies[item.fqn]) for item in layout.objects]
     source = RankSource(0, layout.items, lengths, memoryview(slot))
     return asyncio.run(_commit(root, source, step, WriteOptions(frame_bytes=frame_bytes, codec="planes")))
