@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote
@@ -59,8 +60,9 @@ async def _import(settings: Settings, store: Store, source: str, job: str, step:
     attempt = Attempt(Snapshot(Generation(committer.office.epoch, 1), step), 0)
     try:
         n = await _write(settings, store, log, committer, job, attempt, files, prepared)
-    except (CkptdError, asyncio.CancelledError):
-        await committer.abort(attempt)  # so that what was written may be collected
+    except BaseException:
+        with suppress(CkptdError):  # if even this fails, the first error is the one to tell
+            await committer.abort(attempt)  # so that what was written may be collected
         raise
     tensors, size = len(prepared.tensors), decimal(prepared.nbytes)
     return (
