@@ -139,7 +139,7 @@ async def _opened(root: Path) -> tuple[Checkpoint, RestoreInfo, Targets]:
         tensors=checkpoint.tensors(),
         loss="",
     )
-    return checkpoint, info, Targets(info, 1)
+    return checkpoint, info, Targets(info, 0, 1)
 
 
 async def _fetched(root: Path, checkpoint: Checkpoint, targets: Targets) -> list[bytes]:
