@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chaos import layouts
+from chaos import layouts, placed
 from chaos.scene import ChaosError
 from ckptd_client import placement
 
@@ -44,11 +44,11 @@ def test_a_wrong_order_of_cuts_is_found(directory: Path, monkeypatch: pytest.Mon
 
 def test_an_element_that_differs_is_found() -> None:
     draw = random.Random(1)
-    for dtype in layouts.DTYPES:
-        one = layouts.noise(draw, dtype, (3, 2))
+    for dtype in placed.DTYPES:
+        one = placed.noise(draw, dtype, (3, 2))
         other = torch.empty_like(one)
-        layouts._spoil(other, one)
-        assert layouts.same_bits(one, one.clone()) and not layouts.same_bits(one, other), dtype
+        placed.spoil(other, one)
+        assert placed.same_bits(one, one.clone()) and not placed.same_bits(one, other), dtype
 
 
 def test_a_state_that_was_not_loaded_is_found() -> None:
