@@ -155,7 +155,13 @@ def sharded_tensors(store: Backend) -> Any:
     dcp.load(into, storage_reader=store.reader("sharded"))
     whole = {"st": torch.zeros(2 * SIZE, 3)}
     dcp.load(whole, storage_reader=store.reader("sharded"))
-    return [into["st"].local_shards()[0].tensor, whole]
+    state = {"st": made(7.0)}
+    future = dcp.async_save(state, storage_writer=store.writer("sharded later"))
+    state["st"].local_shards()[0].tensor.fill_(-1)
+    future.result()
+    later = {"st": torch.zeros(2 * SIZE, 3)}
+    dcp.load(later, storage_reader=store.reader("sharded later"))
+    return [into["st"].local_shards()[0].tensor, whole, later]
 
 
 def values_of_all_ranks(store: Backend) -> Any:

@@ -102,7 +102,7 @@ class CkptdReader(StorageReader):
         for fqn, tensor in opened.tensors.items():
             found[fqn] = BytesStorageMetadata() if fqn in meta.lengths else _tensor_metadata(tensor)
         at = named(self.job, opened.info.step)
-        return Metadata(found, meta.planner, {}, StorageMeta(checkpoint_id=at, load_id=self.load_id), "1.0.0")
+        return Metadata(found, meta.planner, {}, StorageMeta(checkpoint_id=at, load_id=self.load_id))
 
     def _open(self, seq: int | None, rank: int = 0) -> Opened:
         opened = Opened(self.job, self.step, seq, rank)

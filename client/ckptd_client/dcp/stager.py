@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from ckptd_client import devices
-from ckptd_client.regions import copy_many, is_dtensor, like_placed, local_of
+from ckptd_client.regions import copy_many, is_dtensor, is_sharded_tensor, like_placed, local_of
 
 _ALIGN: Final = 64
 _KEPT: Final = 2  # blocks of memory: one is being saved, the other is copied into
@@ -128,4 +128,12 @@ def _rebuild(value: Any, copies: Mapping[int, torch.Tensor]) -> Any:
         return type(value)(_rebuild(part, copies) for part in value)
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(_rebuild(part, copies) for part in value)
-    return copy.deepcopy(value)
+    return _sharded_copy(value) if is_sharded_tensor(value) else copy.deepcopy(value)
+
+
+def _sharded_copy(value: Any) -> Any:
+    """Of a ShardedTensor, which knows a process group that can't be copied. Without a collective."""
+    shards = [type(shard)(shard.tensor.detach().to("cpu", copy=True), shard.metadata) for shard in value.local_shards()]
+    return type(value)._init_from_local_shards_and_global_metadata(
+        shards, value.metadata(), process_group=value._process_group, init_rrefs=False
+    )

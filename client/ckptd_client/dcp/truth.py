@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ckptd_client.placement import Holders
 from ckptd_client.regions import is_dtensor, is_plain, local_of, mesh_of, regions_of
@@ -34,7 +33,7 @@ def misplaced(state: Mapping[str, Any]) -> Iterator[tuple[str, Misplaced]]:
     """The DTensors in ``state`` of which torch says something else than is the case. Raises UnsupportedStateError."""
     known: dict[object, tuple[tuple[int, ...], tuple[int, ...]] | None] = {}
     for fqn, value in state.items():
-        if not isinstance(fqn, str) or not is_dtensor(value) or not is_plain(value._local_tensor):
+        if not isinstance(fqn, str) or not is_dtensor(value) or not is_plain(local_of(value)):
             continue
         mesh, placements, shape = value.device_mesh, value.placements, tuple(value.shape)
         if mesh.get_coordinate() is None or any(placement.is_partial() for placement in placements):
@@ -52,6 +51,6 @@ def _correction(value: Any, fqn: str) -> tuple[tuple[int, ...], tuple[int, ...]]
     mesh = mesh_of(value.device_mesh)
     assert mesh is not None
     (region,) = regions_of(value, Holders(tuple(sorted(mesh.ranks))), torch.distributed.get_rank(), fqn)
-    sizes, offsets = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
-    same = tuple(sizes) == region.sizes and (tuple(offsets) == region.offsets or 0 in region.sizes)
+    (chunk,) = value.__create_chunk_list__()
+    same = tuple(chunk.sizes) == region.sizes and (tuple(chunk.offsets) == region.offsets or 0 in region.sizes)
     return None if same else (region.offsets, region.sizes)

@@ -28,7 +28,7 @@ from ckptd_client.regions import dtype_name
 from ckptd_client.tree import Collected, Structure
 from ckptd_client.typed import encode
 
-_ROOM: Final = 4096  # bytes items differ by some bytes from save to save: a place is a multiple of this
+_ROOM: Final = 1024  # bytes items differ by some bytes from save to save: a place is a multiple of this
 _stager: Final = CkptdStager()
 
 
@@ -101,7 +101,7 @@ class CkptdWriter(StorageWriter):
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Note what this rank has, before DCP takes away what others have, too."""
         saver = saver_of(self.job)
-        if plan.usable:
+        if getattr(plan, "usable", True):  # older ones cache no plans
             saver.local_items = [item for item in plan.items if item.type != WriteItemType.SHARD]
         for item in plan.items:
             _check_item(item)
