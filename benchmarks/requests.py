@@ -26,17 +26,21 @@ from ckptd.commit.collect import make_plan
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import Committer, pin, take_office, unpin
 from ckptd.commit.sweep import execute
+from ckptd.config import ArenaSettings
+from ckptd.model.frame import MAX_FRAME_BYTES
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.keys import log_key
 from ckptd.model.records import MAX_RECORD_BYTES
+from ckptd.model.region import Ints
+from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
 from ckptd.restore.checkpoint import open_checkpoint
-from ckptd.restore.fetch import fetch
+from ckptd.restore.fetch import READ_BYTES, fetch
 from ckptd.restore.plan import plan
 from ckptd.store.base import Store, get_small
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.metered import MeteredStore, StoreMetrics
-from ckptd_client.messages import Copy, Item, Want
+from ckptd_client.messages import Item, Want
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 TENSORS, ROWS, COLUMNS = 8, 1024, 1024  # of fp32 on each node: 32 MiB, two segments
@@ -175,25 +179,37 @@ async def _restore(store: Store, seq: int, manifest: str, nodes: int, memory: me
 
 
 async def _read(store: Store, manifest: str, node: int, nodes: int, pool: ThreadPoolExecutor) -> bytearray:
-    """What the node gets of its part, through one buffer."""
+    """What the node gets of its part, through a ring."""
     checkpoint = await open_checkpoint(store, JOB, manifest)
     items = [_item(number, node, nodes) for number in range(TENSORS)]
     wants = [Want(item.fqn, -1, item.dtype, item.shape, item.offsets, item.sizes) for item in items]
     reads = plan(checkpoint.layout, checkpoint.index, wants)
-    got, frame, turn = bytearray(NODE_BYTES), bytearray(max(read.raw_bytes for read in reads)), asyncio.Semaphore(1)
+    got, ring = bytearray(NODE_BYTES), _Ring(max(read.raw_bytes for read in reads))
 
-    async def acquire() -> tuple[int, memoryview]:
-        await turn.acquire()
-        return 0, memoryview(frame)
+    def deliver(number: int, copies: Ints) -> None:
+        for frame_offset, want, want_offset, count in copies.tolist():
+            start = items[want].slot_offset + want_offset
+            got[start : start + count] = ring.memory[number][frame_offset : frame_offset + count]
+        ring.free.put_nowait(number)
 
-    def deliver(_: int, copies: Sequence[Copy]) -> None:
-        for copy in copies:
-            start = items[copy.want].slot_offset + copy.want_offset
-            got[start : start + copy.count] = frame[copy.frame_offset : copy.frame_offset + copy.count]
-        turn.release()
-
-    await fetch(store, JOB, checkpoint, reads, acquire, deliver, pool)
+    await fetch(store, checkpoint, reads, ring, deliver, pool, ByteBudget(READ_BYTES))
     return got
+
+
+class _Ring:
+    """As many buffers as a daemon's ring has of the longest frames: ranges are as long as there."""
+
+    count = ArenaSettings.model_fields["ring_bytes"].default // MAX_FRAME_BYTES
+
+    def __init__(self, buffer_bytes: int) -> None:
+        self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(self.count)]
+        self.free: asyncio.Queue[int] = asyncio.Queue()
+        for number in range(self.count):
+            self.free.put_nowait(number)
+
+    async def acquire(self) -> tuple[int, memoryview]:
+        number = await self.free.get()
+        return number, self.memory[number]
 
 
 def _item(number: int, node: int, nodes: int) -> Item:

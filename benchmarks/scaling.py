@@ -18,7 +18,7 @@ from benchmarks.peers import Ckptd, State, empty_like
 from benchmarks.result import Result, at_most
 from benchmarks.rounds import Rounds
 from benchmarks.run import alone
-from benchmarks.stage import Deployment, Stage, rounds_of
+from benchmarks.stage import Stage, rounds_of
 from benchmarks.state import sharded, small
 from benchmarks.worker import change, digest, tell
 
@@ -35,10 +35,9 @@ Measured = Mapping[int, Rounds]  # by what is varied; its contenders are the kin
 def measure(rounds: int) -> list[Result]:
     """Each point is a median of rounds in a world of its own."""
     with Stage() as stage:
-        where = stage.deploy()
-        tensors = {n: _point(stage, where, 1, rounds, tensors=n, total_bytes=_TENSORS_BYTES) for n in _TENSORS}
-        sizes = {n: _point(stage, where, 1, rounds, total_bytes=n) for n in _SIZES}
-        ranks = {n: _point(stage, where, n, rounds) for n in _RANKS}
+        tensors = {n: _point(stage, f"tensors-{n}", 1, rounds, tensors=n, total_bytes=_TENSORS_BYTES) for n in _TENSORS}
+        sizes = {n: _point(stage, f"bytes-{n}", 1, rounds, total_bytes=n) for n in _SIZES}
+        ranks = {n: _point(stage, f"ranks-{n}", n, rounds) for n in _RANKS}
         frames = {n: _sized(stage, "FRAME_BYTES", n, rounds) for n in _FRAMES}
         segments = {n: _sized(stage, "SEGMENT_BYTES", n, rounds) for n in _SEGMENTS}
     return [
@@ -51,15 +50,25 @@ def measure(rounds: int) -> list[Result]:
 
 
 def _sized(stage: Stage, setting: str, size: int, rounds: int) -> Rounds:
-    where = stage.deploy({f"CKPTD_DAEMON__{setting}": str(size)}, name=f"{setting.lower()}-{size}")
+    return _point(stage, f"{setting.lower()}-{size}", 1, rounds, settings={f"CKPTD_DAEMON__{setting}": str(size)})
+
+
+def _point(
+    stage: Stage,
+    name: str,
+    ranks: int,
+    rounds: int,
+    *,
+    tensors: int = 0,
+    total_bytes: int = _BYTES,
+    settings: Mapping[str, str] | None = None,
+) -> Rounds:
+    """In a job of its own: one that has checkpoints refuses a world that saves before it has loaded one."""
+    where = stage.deploy(settings, name=name)
     try:
-        return _point(stage, where, 1, rounds)
+        return rounds_of(stage.ranks(cost, ranks, where=where, tensors=tensors, total_bytes=total_bytes, rounds=rounds))
     finally:
         where.close()
-
-
-def _point(stage: Stage, where: Deployment, ranks: int, rounds: int, *, tensors: int = 0, total_bytes: int = _BYTES) -> Rounds:
-    return rounds_of(stage.ranks(cost, ranks, where=where, tensors=tensors, total_bytes=total_bytes, rounds=rounds))
 
 
 def _grown(figure: str, of_what: str, measured: Measured, *, bounded: bool) -> Result:
