@@ -67,7 +67,9 @@ class MadeUp(Plan):
     def drop_views(self) -> None:
         """There are none."""
 
-    def copy_into(self, arena: Arena, slot: int, found: Collected, later: Sequence[int] = ()) -> list[int]:
+    def copy_into(
+        self, arena: Arena, slot: int, found: Collected, later: Sequence[int] = (), outgoing: object = None
+    ) -> list[int]:
         """Write the state after the step that ``found`` names."""
         step = decode(found.bodies[OWN])["step"]
         for filler, item in self._fillers:

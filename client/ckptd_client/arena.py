@@ -130,6 +130,7 @@ class Arena:
         if size != self.shape.total_bytes:
             raise ProtocolError(f"an arena of {self.shape} has {self.shape.total_bytes} bytes, not {size}")
         self.map = mmap.mmap(fd, size)
+        self.pinned: object | None = None  # what keeps its pages locked, in a trainer with a GPU; goes with the arena
         if zlib.crc32(self.description) != crc:
             raise ProtocolError("an arena's description does not match its checksum")
 

@@ -34,6 +34,8 @@ class Piece:
 class Plan:
     """A layout: items with their places in a slot. Made once, used while the state's structure stays equal."""
 
+    _cuda: frozenset[int] = frozenset()  # pieces that lie on CUDA devices
+
     def __init__(self, found: Collected, rank: int, world_size: int) -> None:
         """The encoded objects size their places. Raises UnsupportedStateError."""
         self.structure = found.structure
@@ -50,7 +52,8 @@ class Plan:
         self._numbers = [found.structure.names[piece.fqn] for piece in self.pieces]
         tensors = [found.tensors[number] for number in self._numbers]
         self._cut = {at for at, piece in enumerate(self.pieces) if not piece.whole or is_dtensor(tensors[at])}
-        self._devices = {local_of(tensor).device for tensor in tensors}
+        self._devices = {local_of(tensor).device for tensor in tensors if not tensor.is_cuda}
+        self._cuda = frozenset(at for at, tensor in enumerate(tensors) if tensor.is_cuda)
         self._dtypes = [tensor.dtype for tensor in tensors]
         self._views: dict[int, list[torch.Tensor]] = {}
         self._views_of: Arena | None = None
@@ -106,13 +109,20 @@ class Plan:
         same = found.structure is self.structure or found.structure == self.structure
         return same and all(len(found.bodies[item.fqn]) <= item.capacity for item in self.objects)
 
-    def copy_into(self, arena: Arena, slot: int, found: Collected, later: Sequence[int] = ()) -> list[int]:
+    def copy_into(
+        self, arena: Arena, slot: int, found: Collected, later: Sequence[int] = (), outgoing: devices.Outgoing | None = None
+    ) -> list[int]:
         """Copy the state into a slot and wait for it; returns the length of each object, in item order.
 
-        ``later`` are numbers of pieces that are left out.
+        ``later`` are numbers of pieces that are left out. ``outgoing`` gets what lies on CUDA devices, and isn't waited for.
         """
-        left_out = set(later)
+        left_out = {*later, *self._cuda}
         now = [at for at in range(len(self.pieces)) if at not in left_out]
+        on_cuda = sorted(self._cuda.difference(later))
+        if on_cuda and outgoing is not None:
+            outgoing.now(self.spans(on_cuda), self.sources(found, on_cuda))
+        elif on_cuda:
+            devices.send(self.place(arena, slot), self.spans(on_cuda), self.sources(found, on_cuda), non_blocking=False)
         destinations = self.destinations(arena, slot)
         copy_many([destinations[at] for at in now], self.sources(found, now))
         lengths = self.copy_objects(arena, slot, found)
@@ -138,6 +148,21 @@ class Plan:
                     piece, local = self.pieces[at], local_of(sources[n])
                     sources[n] = local if piece.whole else local.narrow(0, piece.start, piece.count)
         return sources
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether any piece lies on a CUDA device, so that pinned memory is of use."""
+        return bool(self._cuda)
+
+    def spans(self, places: Sequence[int]) -> list[tuple[int, int]]:
+        """Where these pieces are in a slot: (offset, length), in bytes."""
+        return [(self.pieces[at].item.slot_offset, self.pieces[at].item.capacity) for at in places]
+
+    def place(self, arena: Arena, slot: int) -> torch.Tensor:
+        """All bytes of a slot, flat uint8. Keeps the mapping alive."""
+        import torch
+
+        return torch.frombuffer(arena.map, dtype=torch.uint8, count=self.slot_bytes, offset=arena.slot_start(slot))
 
     def destinations(self, arena: Arena, slot: int) -> list[torch.Tensor]:
         """The place of each piece in a slot. They keep the mapping alive; the arena never closes it (FACTS)."""

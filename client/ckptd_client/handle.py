@@ -23,6 +23,9 @@ class Handle:
         self._durable = False
         self._reason: str | None = None
         self._staged = False
+        self.hidden = False
+        """Whether what only the optimizers write is copied behind the training. Not in the first steps, not with `save`, not
+        from a GPU whose host can't lock the pages of shared memory."""
 
     @property
     def staged(self) -> bool:

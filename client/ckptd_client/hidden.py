@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from ckptd_client import devices
 from ckptd_client.arena import Arena
 from ckptd_client.behind import Behind, Marks, Samples
 from ckptd_client.capture import Plan
+from ckptd_client.copying import Copying
 from ckptd_client.regions import local_of
 from ckptd_client.tree import Collected, Structure, address
 
@@ -30,11 +32,14 @@ LOSSES_MAX: Final = 3  # snapshots lost to unforeseen writes, after which nothin
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The pieces of a plan to be hidden, by their numbers."""
+    """The pieces of a plan to be hidden, by their numbers: in ordinary memory, and on CUDA devices."""
 
     plan: Plan
-    places: list[int]
+    arena: Arena
+    host: list[int]
+    cuda: list[int]
     samples: Samples
+    cuda_samples: Samples
 
 
 class Hidden:
@@ -70,6 +75,8 @@ class Hidden:
         self._marks = None
 
     def _before_step(self) -> None:
+        if devices.capturing():
+            return  # what is recorded will write unseen: `watch` finds out
         self.end_gap()
         self._before_write()
 
@@ -128,27 +135,39 @@ class Hidden:
 
     # ---- choosing
 
-    def places(self, plan: Plan, found: Collected) -> list[int]:
-        """Which of the plan's pieces to copy behind the training."""
+    def places(self, plan: Plan, found: Collected, arena: Arena) -> list[int]:
+        """Which of the plan's pieces to copy behind the training; on CUDA devices none, unless the arena is pinned."""
         if plan.structure is not self._structure or self._gaps < GAPS or self._losses >= LOSSES_MAX:
             return []
-        if self._chosen is None or self._chosen.plan is not plan:
-            names = set(self._candidates) - self._exposed
-            wanted = [at for at, piece in enumerate(plan.pieces) if piece.fqn in names]
-            places = [at for at in wanted if plan.pieces[at].item.capacity >= HIDE_BYTES_MIN]
-            self._chosen = _Chosen(plan, places, Samples(plan.sources(found, places)))
+        if self._chosen is None or self._chosen.plan is not plan or self._chosen.arena is not arena:
+            self._chosen = self._choose(plan, found, arena)
+        places = [*self._chosen.host, *self._chosen.cuda]
         # Strides are no part of the structure: whose have changed are rare, and copied as they used to be.
-        return self._chosen.places if all(map(can_hide, plan.sources(found, self._chosen.places))) else []
+        return places if all(map(can_hide, plan.sources(found, places))) else []
 
-    def start(self, plan: Plan, found: Collected, arena: Arena, slot: int) -> Behind:
+    def _choose(self, plan: Plan, found: Collected, arena: Arena) -> _Chosen:
+        names = set(self._candidates) - self._exposed
+        wanted = [at for at, piece in enumerate(plan.pieces) if piece.fqn in names]
+        wanted = [at for at in wanted if plan.pieces[at].item.capacity >= HIDE_BYTES_MIN]
+        sources = plan.sources(found, wanted)
+        host = [at for at, source in zip(wanted, sources, strict=True) if source.is_cpu]
+        cuda = [at for at, source in zip(wanted, sources, strict=True) if source.is_cuda and arena.pinned is not None]
+        return _Chosen(plan, arena, host, cuda, Samples(plan.sources(found, host)), Samples(plan.sources(found, cuda)))
+
+    def start(self, plan: Plan, found: Collected, arena: Arena, slot: int, outgoing: devices.Outgoing | None) -> Copying:
         """Begin to copy what `places` has just named."""
         assert self._chosen is not None
-        places = self._chosen.places
+        host, cuda = self._chosen.host, self._chosen.cuda
+        if cuda and outgoing is not None:
+            outgoing.later(plan.spans(cuda), plan.sources(found, cuda), self._chosen.cuda_samples)
+        if not host:
+            return Copying(None, outgoing, 0)
         destinations = plan.destinations(arena, slot)
-        return Behind([destinations[at] for at in places], plan.sources(found, places), self._chosen.samples)
+        behind = Behind([destinations[at] for at in host], plan.sources(found, host), self._chosen.samples)
+        return Copying(behind, outgoing, len(host))
 
 
 def can_hide(local: torch.Tensor) -> bool:
-    """Whether its bytes lie in a row in ordinary memory as they are to be stored, and are many enough."""
-    plain = local.is_cpu and local.is_contiguous() and not local.is_conj() and not local.is_neg()
+    """Whether its bytes lie in a row as they are to be stored, in ordinary memory or a CUDA device's, and are many enough."""
+    plain = (local.is_cpu or local.is_cuda) and local.is_contiguous() and not local.is_conj() and not local.is_neg()
     return plain and local.nbytes >= HIDE_BYTES_MIN

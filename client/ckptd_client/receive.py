@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ckptd_client.errors import ProtocolError, RestoreError
 from ckptd_client.messages import Copy, RestoreCredit, RestoreEnd, RestoreFrame, RestoreRead, RestoreRing, Want
-from ckptd_client.regions import copy_many
+from ckptd_client.regions import copy_many, pieces
 from ckptd_client.session import FRAME_SECONDS, Session
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class _Ring:
         destinations: list[torch.Tensor] = []
         for want, some in groupby(copies, attrgetter("want")):
             destinations += pieces(memory[want], [(copy.want_offset, copy.nbytes) for copy in some])
-        copy_many(destinations, sources)
+        copy_many(destinations, sources)  # waits, also for copies to a device: the daemon gets the buffer back
 
     def _check(self, copies: Sequence[Copy], memory: Sequence[torch.Tensor], left: list[int]) -> None:
         for copy in copies:
@@ -84,15 +84,3 @@ class _Ring:
             if not 0 <= want_offset <= memory[want].numel() - count or count > left[want]:
                 raise ProtocolError(f"a restore frame has a copy outside of its want {copy}")
             left[want] -= count
-
-
-def pieces(flat: torch.Tensor, spans: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-    """Views of (offset, length) each. Spans that follow each other, with gaps or not, cost one call and not one each."""
-    cuts: list[int] = []  # lengths of gap, piece, gap, piece, …, rest
-    at = 0
-    for offset, count in spans:
-        if offset < at:
-            return [flat.narrow(0, offset, count) for offset, count in spans]
-        cuts += (offset - at, count)
-        at = offset + count
-    return list(flat.split_with_sizes([*cuts, flat.numel() - at])[1::2])

@@ -173,3 +173,15 @@ def copy_many(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> 
     with torch.no_grad():
         if destinations:
             torch._foreach_copy_(destinations, sources)
+
+
+def pieces(flat: torch.Tensor, spans: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """Views of (offset, length) each. Spans that follow each other, with gaps or not, cost one call and not one each."""
+    cuts: list[int] = []  # lengths of gap, piece, gap, piece, …, rest
+    at = 0
+    for offset, count in spans:
+        if offset < at:
+            return [flat.narrow(0, offset, count) for offset, count in spans]
+        cuts += (offset - at, count)
+        at = offset + count
+    return list(flat.split_with_sizes([*cuts, flat.numel() - at])[1::2])

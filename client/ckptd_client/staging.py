@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from ckptd_client import devices
 from ckptd_client.arena import Arena
-from ckptd_client.behind import Behind
 from ckptd_client.capture import Plan
-from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, SaveError
+from ckptd_client.copying import Copying
+from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, ResourceError, SaveError
 from ckptd_client.handle import Handle
 from ckptd_client.hidden import Hidden
 from ckptd_client.messages import (
@@ -50,7 +51,7 @@ class _Under:
     generation: Gen
     lengths: list[int]
     stalled_seconds: float
-    copy: Behind | None
+    copy: Copying | None
     places: list[int]
     thread: int
     process: int
@@ -69,7 +70,7 @@ class Stager:
         self.handles: dict[int, Handle] = {}
         self.arena: Arena | None = None
         self._plan: Plan | None = None
-        self.hidden = Hidden(self.join)
+        self.hidden = Hidden(self.let_write)
         self._under: _Under | None = None
         self._joining = threading.Lock()
         self._free: set[int] = set()
@@ -81,13 +82,13 @@ class Stager:
         self._resuming: Pending | None = None
         self._early: set[tuple[int, int]] = set()  # (layout, slot) that became free before the answer to Resume was read
         self._work = threading.Lock()  # never resumed while a slot is written, be it behind the training
-        self.ever_registered = False
+        self.ever_registered = self._pinning_failed = False
         self.entered_seconds = 0.0  # when training was last stopped for us, on the monotonic clock
 
     def enter(self) -> None:
-        """Training stands still for us from now on. What was copied behind it comes to its end first."""
+        """Training stands still for us from now on. What was copied behind it comes to its end first, but for devices' part."""
         self.hidden.end_gap()
-        self.join()
+        self.let_write()
         self.entered_seconds = time.monotonic()
 
     def on_event(self, message: Message) -> None:
@@ -194,6 +195,7 @@ class Stager:
             return False
         plan = self._plan
         if plan is None or not plan.fits(found):
+            self.join()  # a device may write to the arena that goes
             self._plan = plan = Plan(found, self._place.rank, self._place.world_size)
             with self.changed:
                 self.arena, self._pending = None, None
@@ -225,16 +227,27 @@ class Stager:
                 os.close(fd)
         arena.keep_from_children()
         arena.prefault()
+        if plan.on_cuda:
+            self._pin(arena)
         with self.changed:
             self.arena, self._layout, self._free = arena, reply.layout, set(range(_SLOTS))
         self.ever_registered = True
         return True
+
+    def _pin(self, arena: Arena) -> None:
+        try:
+            arena.pinned = devices.Pinned(arena.map)
+        except ResourceError as error:
+            if not self._pinning_failed:  # not the session's business, which warns once in an outage
+                _log.warning("ckptd: each snapshot from the GPU stops training for as long as its copy takes: %s", error)
+            self._pinning_failed = True
 
     def stage(self, step: int, generation: Gen, found: Collected, wait: bool, hide: bool) -> Handle | None:
         """Copy the state into a free slot and seal it; None when no slot is free and ``wait`` is False.
 
         With ``hide``, what only the optimizers write is copied behind the training, and `join` seals.
         """
+        self.join()  # a device may still be at the one before
         with self._work:
             with self.changed:
                 self.changed.wait_for(
@@ -273,9 +286,24 @@ class Stager:
         found: Collected,
         hide: bool,
     ) -> _Under:
-        places = self.hidden.places(plan, found) if hide else []
-        lengths = plan.copy_into(arena, slot, found, places) if places else plan.copy_into(arena, slot, found)
-        copy = self.hidden.start(plan, found, arena, slot) if places else None
+        places = self.hidden.places(plan, found, arena) if hide else []
+        handle.hidden = bool(places)
+        outgoing, copy = None, None
+        if isinstance(arena.pinned, devices.Pinned):
+            outgoing = devices.Outgoing(arena.pinned, plan.place(arena, slot))
+        try:
+            if places:
+                lengths = plan.copy_into(arena, slot, found, places, outgoing)
+                copy = self.hidden.start(plan, found, arena, slot, outgoing)
+            elif outgoing is not None:
+                lengths = plan.copy_into(arena, slot, found, (), outgoing)
+                outgoing.finish()
+            else:
+                lengths = plan.copy_into(arena, slot, found)
+        except BaseException:
+            if outgoing is not None:
+                outgoing.abandon()  # before the slot is another snapshot's
+            raise
         blocked_seconds = time.monotonic() - self.entered_seconds
         here = threading.get_ident(), os.getpid()
         return _Under(handle, arena, plan, slot, layout, generation, lengths, blocked_seconds, copy, places, *here)
@@ -292,9 +320,18 @@ class Stager:
             self.join()
 
     def join(self) -> None:
-        """Let what is copied behind the training come to its end, and seal it. To be called before the state is written;
-        never raises. Does nothing when nothing is under way.
+        """Let what is copied behind the training come to its end, and seal it. Never raises. Does nothing when nothing is under
+        way.
         """
+        self._join(wait=True)
+
+    def let_write(self) -> None:
+        """To be called before the state is written. As `join`, but doesn't wait for devices: what this thread tells them next
+        comes after the copy, and a later call seals.
+        """
+        self._join(wait=False)
+
+    def _join(self, wait: bool) -> None:
         with self._joining:
             under, begun = self._under, time.monotonic()
             if under is None:
@@ -302,30 +339,36 @@ class Stager:
             if under.process != os.getpid():  # a forked child has neither the thread nor the mapping
                 self._under = None
                 return
-            reason = self._finish(under)
+            over, reason = self._finish(under, wait)
+            if under.copy is not None:
+                under.stalled_seconds += time.monotonic() - begun
+            if not over:
+                return
             self._under = None
-            stalled_seconds = under.stalled_seconds + (time.monotonic() - begun if under.copy is not None else 0.0)
             try:
                 if reason is None:
-                    self._seal(under, stalled_seconds)
+                    self._seal(under, under.stalled_seconds)
                 else:
                     self._give_up(under, reason)
             except DaemonUnavailableError:
                 pass  # its successor finds the slot sealed, or nothing
 
-    def _finish(self, under: _Under) -> str | None:
-        """Why the copy is of no use; None when it is complete and of one step."""
+    def _finish(self, under: _Under, wait: bool) -> tuple[bool, str | None]:
+        """(Whether the copy is over, why it is of no use, None if it is complete and of one step); over it is with ``wait``."""
         if under.copy is None:
-            return None
+            return True, None
         try:
+            if not under.copy.fence() and not wait:
+                return False, None
             written = [under.plan.pieces[under.places[at]].fqn for at in under.copy.finish()]
         except Exception as error:  # whatever it is, it must not end the training
-            return f"copying behind the training failed: {type(error).__name__}: {error}"
+            under.copy.abandon()
+            return True, f"copying behind the training failed: {type(error).__name__}: {error}"
         if not written:
-            return None
+            return True, None
         self.hidden.lost(written)
-        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
-        return f"{written[0]}{more} was written outside its optimizer while it was copied; from now on it is copied at once"
+        names = f"{written[0]} and {len(written) - 1} more" if len(written) > 1 else written[0]
+        return True, f"{names} was written outside its optimizer while it was copied; from now on it is copied at once"
 
     def _seal(self, under: _Under, stalled_seconds: float) -> None:
         under.arena.seal(under.slot, under.generation, under.handle.step, under.lengths)

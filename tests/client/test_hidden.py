@@ -167,8 +167,8 @@ def until(condition: Callable[[], bool]) -> None:
 def copied(training: Training) -> None:
     """The thread has come to its end by itself."""
     under = training.ckpt._stager._under
-    assert under is not None and under.copy is not None and under.copy._thread is not None
-    under.copy._thread.join(20)
+    assert under is not None and under.copy is not None and under.copy.host is not None and under.copy.host._thread is not None
+    under.copy.host._thread.join(20)
 
 
 @pytest.mark.parametrize("late", [True, False, None])
@@ -429,6 +429,7 @@ def test_without_a_registered_optimizer_nothing_is_hidden(daemon: FakeDaemon) ->
             optimizer.zero_grad()
             net(torch.randn(8, WIDTH)).mean().backward()
             optimizer.step()
+            until(lambda: ckpt._stager.arena is None or bool(ckpt._stager._free))
         assert ckpt._stager.hidden.curious is False
     assert len(daemon.checkpoints) == 5
     assert isinstance(ckpt, Checkpointer)

@@ -1,12 +1,18 @@
-"""All code that knows about devices, over torch.accelerator."""
+"""All code that knows about devices: over torch.accelerator; what it doesn't have, over torch.cuda."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ckptd_client.devices.moves import send
+from ckptd_client.devices.outgoing import Outgoing
+from ckptd_client.devices.pinned import Pinned
+
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["Outgoing", "Pinned", "capturing", "rng_state", "send", "set_rng_state", "synchronize"]
 
 
 def synchronize(devices: Iterable[torch.device]) -> None:
@@ -16,6 +22,14 @@ def synchronize(devices: Iterable[torch.device]) -> None:
     for device in devices:
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
+
+
+def capturing() -> bool:
+    """Whether this thread records a CUDA graph: nothing runs then, and a look at a device would break the recording."""
+    import torch
+
+    cuda: Any = torch.cuda
+    return bool(cuda.is_initialized() and cuda.is_current_stream_capturing())
 
 
 def _module() -> Any:
