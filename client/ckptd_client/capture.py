@@ -34,7 +34,8 @@ class Piece:
 class Plan:
     """A layout: items with their places in a slot. Made once, used while the state's structure stays equal."""
 
-    _cuda: frozenset[int] = frozenset()  # pieces that lie on CUDA devices
+    cuda_device: torch.device | None = None
+    """One of the CUDA devices that pieces lie on: there pinned memory is of use."""
 
     def __init__(self, found: Collected, rank: int, world_size: int) -> None:
         """The encoded objects size their places. Raises UnsupportedStateError."""
@@ -53,7 +54,8 @@ class Plan:
         tensors = [found.tensors[number] for number in self._numbers]
         self._cut = {at for at, piece in enumerate(self.pieces) if not piece.whole or is_dtensor(tensors[at])}
         self._devices = {local_of(tensor).device for tensor in tensors if not tensor.is_cuda}
-        self._cuda = frozenset(at for at, tensor in enumerate(tensors) if tensor.is_cuda)
+        self._cuda = {at for at, tensor in enumerate(tensors) if tensor.is_cuda}
+        self.cuda_device = next((local_of(tensors[at]).device for at in sorted(self._cuda)), None)
         self._dtypes = [tensor.dtype for tensor in tensors]
         self._views: dict[int, list[torch.Tensor]] = {}
         self._views_of: Arena | None = None
@@ -148,11 +150,6 @@ class Plan:
                     piece, local = self.pieces[at], local_of(sources[n])
                     sources[n] = local if piece.whole else local.narrow(0, piece.start, piece.count)
         return sources
-
-    @property
-    def on_cuda(self) -> bool:
-        """Whether any piece lies on a CUDA device, so that pinned memory is of use."""
-        return bool(self._cuda)
 
     def spans(self, places: Sequence[int]) -> list[tuple[int, int]]:
         """Where these pieces are in a slot: (offset, length), in bytes."""

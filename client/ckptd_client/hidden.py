@@ -35,7 +35,7 @@ class _Chosen:
     """The pieces of a plan to be hidden, by their numbers: in ordinary memory, and on CUDA devices."""
 
     plan: Plan
-    arena: Arena
+    pinned: bool
     host: list[int]
     cuda: list[int]
     samples: Samples
@@ -139,20 +139,21 @@ class Hidden:
         """Which of the plan's pieces to copy behind the training; on CUDA devices none, unless the arena is pinned."""
         if plan.structure is not self._structure or self._gaps < GAPS or self._losses >= LOSSES_MAX:
             return []
-        if self._chosen is None or self._chosen.plan is not plan or self._chosen.arena is not arena:
-            self._chosen = self._choose(plan, found, arena)
+        pinned = arena.pinned is not None
+        if self._chosen is None or self._chosen.plan is not plan or self._chosen.pinned != pinned:
+            self._chosen = self._choose(plan, found, pinned)
         places = [*self._chosen.host, *self._chosen.cuda]
         # Strides are no part of the structure: whose have changed are rare, and copied as they used to be.
         return places if all(map(can_hide, plan.sources(found, places))) else []
 
-    def _choose(self, plan: Plan, found: Collected, arena: Arena) -> _Chosen:
+    def _choose(self, plan: Plan, found: Collected, pinned: bool) -> _Chosen:
         names = set(self._candidates) - self._exposed
         wanted = [at for at, piece in enumerate(plan.pieces) if piece.fqn in names]
         wanted = [at for at in wanted if plan.pieces[at].item.capacity >= HIDE_BYTES_MIN]
         sources = plan.sources(found, wanted)
         host = [at for at, source in zip(wanted, sources, strict=True) if source.is_cpu]
-        cuda = [at for at, source in zip(wanted, sources, strict=True) if source.is_cuda and arena.pinned is not None]
-        return _Chosen(plan, arena, host, cuda, Samples(plan.sources(found, host)), Samples(plan.sources(found, cuda)))
+        cuda = [at for at, source in zip(wanted, sources, strict=True) if source.is_cuda and pinned]
+        return _Chosen(plan, pinned, host, cuda, Samples(plan.sources(found, host)), Samples(plan.sources(found, cuda)))
 
     def start(self, plan: Plan, found: Collected, arena: Arena, slot: int, outgoing: devices.Outgoing | None) -> Copying:
         """Begin to copy what `places` has just named."""

@@ -227,16 +227,16 @@ class Stager:
                 os.close(fd)
         arena.keep_from_children()
         arena.prefault()
-        if plan.on_cuda:
-            self._pin(arena)
+        if plan.cuda_device is not None:
+            self._pin(arena, devices.cuda_runtime(plan.cuda_device))
         with self.changed:
             self.arena, self._layout, self._free = arena, reply.layout, set(range(_SLOTS))
         self.ever_registered = True
         return True
 
-    def _pin(self, arena: Arena) -> None:
+    def _pin(self, arena: Arena, runtime: devices.Runtime) -> None:
         try:
-            arena.pinned = devices.Pinned(arena.map)
+            arena.pinned = devices.Pinned(arena.map, runtime)
         except ResourceError as error:
             if not self._pinning_failed:  # not the session's business, which warns once in an outage
                 _log.warning("ckptd: each snapshot from the GPU stops training for as long as its copy takes: %s", error)

@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from ckptd_client.devices.moves import send
 from ckptd_client.devices.outgoing import Outgoing
-from ckptd_client.devices.pinned import Pinned
+from ckptd_client.devices.pinned import Pinned, Runtime, cuda_runtime
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Outgoing", "Pinned", "capturing", "rng_state", "send", "set_rng_state", "synchronize"]
+__all__ = [
+    "Outgoing",
+    "Pinned",
+    "Runtime",
+    "capturing",
+    "cuda_runtime",
+    "rng_state",
+    "send",
+    "set_rng_state",
+    "synchronize",
+]
 
 
 def synchronize(devices: Iterable[torch.device]) -> None:
