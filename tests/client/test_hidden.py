@@ -15,6 +15,7 @@ from ckptd_client import Checkpointer, behind, connect, hidden
 from ckptd_client import session as session_module
 from ckptd_client.errors import SaveError
 from ckptd_client.handle import Handle
+from ckptd_client.regions import local_of
 from tests.client.fake_daemon import FakeDaemon
 
 WIDTH = 200  # a weight has 160 kB
@@ -56,9 +57,10 @@ def lbfgs(net: Net) -> list[torch.optim.Optimizer]:
 class Training:
     """One model, its optimizers, and what its state was at each step."""
 
-    def __init__(self, make: Callable[[Net], list[torch.optim.Optimizer]] = _ADAMW) -> None:
+    def __init__(self, make: Callable[[Net], list[torch.optim.Optimizer]] = _ADAMW, device: str = "cpu") -> None:
         torch.manual_seed(3)
-        self.net = Net()
+        self.device = device
+        self.net = Net().to(device)
         self.optimizers = make(self.net)
         self.truth: dict[int, dict[str, bytes]] = {}
         self.handles: dict[int, Handle] = {}
@@ -71,7 +73,7 @@ class Training:
 
         def walk(value: Any, path: str) -> None:
             if isinstance(value, torch.Tensor):
-                found[path] = value.detach().clone().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                found[path] = local_of(value).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             elif isinstance(value, dict):
                 for key, part in value.items():
                     walk(part, f"{path}.{key}")
@@ -88,7 +90,7 @@ class Training:
     def loss(self) -> torch.Tensor:
         for one in self.optimizers:
             one.zero_grad()
-        loss = self.net(torch.randn(8, WIDTH)).square().mean()
+        loss = self.net(torch.randn(8, WIDTH, device=self.device)).square().mean()
         loss.backward()
         return loss
 
@@ -101,6 +103,8 @@ class Training:
                 one.step(loss) if isinstance(one, torch.optim.LBFGS) else one.step()  # type: ignore[arg-type]
         self.truth[n] = self.state()
         stager = self.ckpt._stager
+        if optimize:
+            stager.let_write()  # a device's copy is over by now, but nobody has looked
         until(lambda: not optimize or stager.arena is None or bool(stager._free) or not self.ckpt._session.connected)
         handle = self.ckpt.step(n)
         if handle is not None:
