@@ -137,7 +137,9 @@ class Hidden:
 
     def places(self, plan: Plan, found: Collected, arena: Arena) -> list[int]:
         """Which of the plan's pieces to copy behind the training; on CUDA devices none, unless the arena is pinned."""
-        if plan.structure is not self._structure or self._gaps < GAPS or self._losses >= LOSSES_MAX:
+        if plan.structure is not self._structure and plan.structure != self._structure:
+            self._gaps = 0
+        if self._gaps < GAPS or self._losses >= LOSSES_MAX:
             return []
         pinned = arena.pinned is not None
         if self._chosen is None or self._chosen.plan is not plan or self._chosen.pinned != pinned:

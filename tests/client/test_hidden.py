@@ -294,6 +294,20 @@ def test_a_skipped_optimizer_step(daemon: FakeDaemon, gate: Gate) -> None:
     training.check(daemon, 2, 4, 6, 8)
 
 
+def test_a_state_of_another_shape_is_watched_anew(daemon: FakeDaemon, gate: Gate) -> None:
+    daemon.schedule = (1, 1)
+    training = Training()
+    hid = []
+    for n in range(1, 11):
+        if n == 6:
+            training.optimizers[0].state[training.net.frozen]["more"] = training.net.frozen.detach().clone()
+        training.step(n)
+        hid.append(training.under_way)
+    assert hid == [False, False, True, True, True, False, False, True, True, True]
+    training.ckpt.close()
+    training.check(daemon, *range(1, 11))
+
+
 def test_waiting_for_a_snapshot_ends_its_copy(daemon: FakeDaemon, gate: Gate) -> None:
     daemon.schedule = (1, 1)
     training = Training()
