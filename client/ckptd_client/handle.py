@@ -31,8 +31,8 @@ class Handle:
     def staged(self) -> bool:
         """Whether this rank's state is in shared memory, complete. Says nothing about other ranks.
 
-        A snapshot that is copied behind the training is complete when the next optimizer step begins; from a GPU, when the first
-        optimizer step or `step` after the end of the copy begins.
+        A snapshot that is copied behind the training is complete when the next optimizer step begins; from a GPU, when an
+        optimizer step or `step` begins and the copy is over.
         """
         return self._staged
 
