@@ -42,14 +42,26 @@ class Where:
 
 
 class Deployment:
-    """One coordinator and one daemon with settings of their own."""
+    """One coordinator and its daemons, one of each node, with settings of their own. ``on``: the daemons are another's."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, nodes: int = 1, on: Deployment | None = None) -> None:
         self._cluster = cluster
-        self._node = cluster.node("a")
         cluster.start_coordinator()
-        self._node.start_daemon()
-        self.where = Where(cluster.plan.job, str(self._node.socket))
+        if on is None:
+            self._nodes = [cluster.node(f"n{number}") for number in range(nodes)]
+            for node in self._nodes:
+                node.start_daemon()
+        else:
+            self._nodes = on._nodes
+        self._node = self._nodes[0]
+        self.nodes = [Where(cluster.plan.job, str(node.socket)) for node in self._nodes]
+        self.where = self.nodes[0]
+
+    def logged(self, event: str) -> list[tuple[int, dict[str, object]]]:
+        """(number of the node, fields) of the daemons' log lines of that event, in order."""
+        numbers = {f"{node.name}-daemon": number for number, node in enumerate(self._nodes)}
+        lines = [(numbers[line.source], line.event) for line in self._cluster.output if line.source in numbers]
+        return [(number, fields) for number, fields in lines if fields.get("event") == event]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -122,10 +134,19 @@ class Stage:
             "BENCH_TRASH": str(self.minio.directory / "data" / ".minio.sys" / "tmp" / ".trash"),
         }
 
-    def deploy(self, settings: Mapping[str, str] | None = None, *, name: str = "ckptd", store: str | None = None) -> Deployment:
-        """Start a coordinator and a daemon. ``settings`` as in the environment: {"CKPTD_DAEMON__CODEC": "raw"}.
+    def deploy(
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        name: str = "ckptd",
+        store: str | None = None,
+        nodes: int = 1,
+        on: Deployment | None = None,
+    ) -> Deployment:
+        """Start a coordinator and a daemon per node. ``settings`` as in the environment: {"CKPTD_DAEMON__CODEC": "raw"}.
 
-        Those of different ``name`` may run side by side, so that their rounds can be interleaved.
+        Those of different ``name`` may run side by side, so that their rounds can be interleaved. ``on``: another job on the
+        nodes, and on the ``store``, of that one.
         """
         job = f"{_JOB}-{name}"
         directory = self.directory / name
@@ -133,7 +154,7 @@ class Stage:
         environment = {**self.environment, **_SETTINGS, **(settings or {})}
         url = store or f"{self.bucket}/{name}"
         plan = Plan(job, url, _TOP / "benchmarks" / "worker.py", [], environment=environment)
-        self._deployments[name] = Deployment(Cluster(plan, directory))
+        self._deployments[name] = Deployment(Cluster(plan, directory), nodes, on)
         return self._deployments[name]
 
     def ranks(self, function: Callable[..., None], count: int = 2, **arguments: object) -> Told:

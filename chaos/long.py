@@ -3,6 +3,7 @@
 python -m chaos.long fixed [--seed N] [--kills 30] [--steps 600] [--nodes 2]
 python -m chaos.long changing [--seed N] [--kills 20] [--nodes 3]
 python -m chaos.long flat [--checkpoints 2000] [--leak BYTES]
+python -m chaos.long layouts [--seed N] [--pairs 50000]
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos import changing, fixed, flat
+from chaos import changing, fixed, flat, layouts
 from ckptd.errors import CkptdError
 
 
@@ -36,6 +37,8 @@ def main() -> None:
             fixed.run(options.seed, directory, say, options.kills or 30, options.steps, options.nodes or 2)
         elif options.check == "changing":
             changing.run(options.seed, directory, say, options.kills or 20, options.nodes or 3)
+        elif options.check == "layouts":
+            layouts.run(options.seed, directory, say, options.pairs)
         else:
             flat.run(directory, say, options.checkpoints, options.leak)
     except (CkptdError, OSError, RuntimeError) as error:
@@ -48,13 +51,14 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m chaos.long", description="What shows only in the long run.")
-    parser.add_argument("check", choices=["fixed", "changing", "flat"])
+    parser.add_argument("check", choices=["fixed", "changing", "flat", "layouts"])
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="default: a random one")
     parser.add_argument("--kills", type=int, help="default: 30 in the fixed world, 20 in the changing one")
     parser.add_argument("--steps", type=int, default=600, help="of the fixed world")
     parser.add_argument("--nodes", type=int, choices=range(2, 9), help="default: 2 in the fixed world, 3 in the changing one")
     parser.add_argument("--checkpoints", type=int, default=2000, help="of the flatness check")
     parser.add_argument("--leak", type=int, default=0, metavar="BYTES", help="a leak to be found, per checkpoint")
+    parser.add_argument("--pairs", type=int, default=50_000, help="of layouts, to save from one and load into the other")
     return parser.parse_args()
 
 

@@ -92,12 +92,14 @@ class Rank:
         self._fillers = [Filler(seed, piece) for piece in layout(whole, place.world_key, place.world_size, place.rank)]
         self._everybodys = [Filler(seed, Piece(tensor, (0, 0), tensor.shape)) for tensor in whole[:2]]
         self.member = Member(place)
-        self._stager = Stager(place)
+        self._stager = Stager(self._plan)
         self._session = Session(path, self.member.hello, self._event, self._stager.on_lost)
         self.member.session = self._stager.session = self._session
         self._follower = Follower(self.member, self._stager)
         self._collector = Collector(place.rank)
-        self._stager._plan = MadeUp(self._fillers, self._collected())
+
+    def _plan(self, found: Collected) -> MadeUp:
+        return MadeUp(self._fillers, found)
 
     def _event(self, message: Message) -> None:
         if isinstance(message, Durable):
@@ -114,7 +116,7 @@ class Rank:
     def restore(self) -> int:
         """Restore and check every byte; the number of completed steps. Raises WrongBytesError and what the client raises."""
         self._session.connect(CONNECT_SECONDS)
-        found = recover(self._session, self.member, self._place.world_size, self._want, raw=False)
+        found = recover(self._session, self.member, self._place.rank, self._place.world_size, self._want, raw=False)
         if found is None:
             return 0
         step = found[0].step

@@ -56,7 +56,8 @@ class ArenaSettings(_Section):
     ring_bytes: int = Field(
         64 << 20,
         ge=8 << 20,
-        description="shared memory of one rank's restore ring; a larger one is slower: it is faulted in each time",
+        description="shared memory of a restore's ring, one for all ranks of the node; a larger one is slower: it is faulted in"
+        " each time",
     )
 
 

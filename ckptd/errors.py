@@ -9,6 +9,7 @@ CkptdError (from the client: ConfigError, ProtocolError, ResourceError, RestoreE
 │   └── UnsafeStoreError     the store overwrites where it must refuse; no log can live there
 ├── CorruptError             stored bytes do not parse or do not match their digest
 │   └── NewerFormatError     they may be sound, but a newer ckptd is needed to read them
+├── InterchangeError         a file of another format can't be imported, or a state can't be exported as one
 ├── LogTruncatedError        a record of the commit log is missing below its tail
 ├── OfficeLostError          a later EPOCH stands in the log; this coordinator must step down
 └── JobInUseError            another coordinator is alive under this job id
@@ -31,6 +32,7 @@ __all__ = [
     "CkptdError",
     "ConfigError",
     "CorruptError",
+    "InterchangeError",
     "JobInUseError",
     "LogTruncatedError",
     "MissingStateError",
@@ -78,6 +80,10 @@ class CorruptError(CkptdError):
 
 class NewerFormatError(CorruptError):
     """Stored bytes are of a format that this ckptd is too old for; nothing is known to be wrong with them."""
+
+
+class InterchangeError(CkptdError):
+    """A file of another format is damaged, or of a kind that can't be imported; or a state has no form in that format."""
 
 
 class LogTruncatedError(CkptdError):

@@ -7,14 +7,19 @@ import sys
 
 import typer
 
+from ckptd.cli.cat import cat
 from ckptd.cli.coordinator import coordinator
 from ckptd.cli.daemon import daemon
 from ckptd.cli.demo import demo
+from ckptd.cli.diff import diff
 from ckptd.cli.events import events
+from ckptd.cli.export import export
 from ckptd.cli.gc import gc
+from ckptd.cli.import_ import import_
 from ckptd.cli.ls import ls
 from ckptd.cli.options import log_style
 from ckptd.cli.pin import pin
+from ckptd.cli.reshard import reshard
 from ckptd.cli.retire import retire
 from ckptd.cli.run import run
 from ckptd.cli.show import show
@@ -35,6 +40,9 @@ app.command()(daemon)
 app.command()(coordinator)
 app.command()(ls)
 app.command()(show)
+app.command()(diff)
+app.command()(cat)
+app.command()(reshard)
 app.command()(status)
 app.command()(pin)
 app.command()(unpin)
@@ -42,6 +50,8 @@ app.command()(retire)
 app.command()(gc)
 app.command(cls=OptionalShare)(verify)
 app.command()(events)
+app.command("import")(import_)
+app.command()(export)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(run)
 app.command()(demo)
 

@@ -6,19 +6,24 @@ import asyncio
 import heapq
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Final
 
 import msgpack
 import typer
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
 
 from ckptd.cli.listing import Listed, listed
+from ckptd.cli.opening import choose
 from ckptd.cli.options import ConfigFile, JobId, StoreUrl, reading_store
 from ckptd.cli.progress import progress
 from ckptd.cli.words import AsJson, duration, people, print_json
-from ckptd.commit.catalog import CatalogEntry, Status, catalog
+from ckptd.commit.catalog import CatalogEntry, catalog
 from ckptd.commit.log import CommitLog
 from ckptd.commit.state import State
 from ckptd.config import load_settings
@@ -28,9 +33,13 @@ from ckptd.model.keys import log_key
 from ckptd.model.layout import GLOBAL
 from ckptd.model.records import MAX_RECORD_BYTES, Quarantine, decode
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
+from ckptd.restore.content import Held, codecs, held, writers
+from ckptd.restore.source import CountedStore
 from ckptd.store.base import Store, get_small
 
 _LARGEST: Final = 10
+_WRITERS: Final = 64  # that are printed
+_NODES: Final = 4
 _PROGRESS: Final = "ckptd.progress"  # the client's own object: how far the training was
 
 
@@ -43,12 +52,16 @@ class Found:
     damage: str
     position: dict[str, Any]
     ended: str
+    read_bytes: int = 0
 
 
 def show(
     job: JobId,
     step: Annotated[int | None, typer.Argument(metavar="STEP", help="of the newest live commit of this step", min=0)] = None,
     record: Annotated[int | None, typer.Option(help="number of its log record, which names it for sure", min=0)] = None,
+    tensors: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="list the tensors and objects of such names, as in 'model.*'")
+    ] = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
     json: AsJson = False,
@@ -62,23 +75,9 @@ def show(
     settings = load_settings(config, {"store": {"url": store}})
     with progress("reading the checkpoint"):
         found = asyncio.run(_read(reading_store(settings), job, step, record))
-    print_json(_plain(found)) if json else _print(found, people())
+    print_json(_plain(found, tensors)) if json else _print(found, tensors, people())
     if found.damage:
         raise typer.Exit(4)
-
-
-def choose(entries: tuple[CatalogEntry, ...], step: int | None, record: int | None) -> CatalogEntry:
-    """The one that is meant: a step may have been committed more than once. Raises NotFoundError."""
-    if record is not None:
-        wanted, name = [entry for entry in entries if entry.seq == record], f"no commit has record {record}"
-    elif step is not None:
-        wanted, name = [entry for entry in entries if entry.step == step], f"no commit is of step {step}"
-    else:
-        wanted, name = [entry for entry in entries if entry.newest], "nothing is committed"
-    if not wanted:
-        have = ", ".join(str(entry.step) for entry in entries[-20:]) or "none"
-        raise NotFoundError(f"{name}; `ckptd ls` lists them all; steps={have}")
-    return max(wanted, key=lambda entry: (entry.status == Status.LIVE, entry.seq))
 
 
 async def _read(store: Store, job: str, step: int | None, record: int | None) -> Found:
@@ -86,12 +85,13 @@ async def _read(store: Store, job: str, step: int | None, record: int | None) ->
     entry = choose(catalog(state), step, record)
     one = await listed(store, job, entry)
     ended = await _ended(store, job, state, entry)
+    counted = CountedStore(store)
     try:
-        checkpoint = await open_checkpoint(store, job, entry.manifest)
-        [objects] = await checkpoint.read_objects(store, [GLOBAL])
+        checkpoint = await open_checkpoint(counted, job, entry.manifest)
+        [objects] = await checkpoint.read_objects(counted, [GLOBAL])
     except (CorruptError, NotFoundError) as error:
         return Found(one, None, str(error), {}, ended)
-    return Found(one, checkpoint, "", _position(objects.get(_PROGRESS, b"")), ended)
+    return Found(one, checkpoint, "", _position(objects.get(_PROGRESS, b"")), ended, counted.read_bytes)
 
 
 async def _ended(store: Store, job: str, state: State, entry: CatalogEntry) -> str:
@@ -118,10 +118,13 @@ def _position(body: bytes) -> dict[str, Any]:
     return {str(key): value for key, value in pairs if isinstance(value, (int, str, float)) and isinstance(key, str)}
 
 
-def _plain(found: Found) -> dict[str, Any]:
+def _plain(found: Found, pattern: str | None) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if found.checkpoint is not None:
         content = _content(found.checkpoint)
+        content |= {"read_bytes": found.read_bytes, "all_bytes": found.checkpoint.all_bytes}
+        if pattern is not None:
+            content["tensors"] = [_tensor(one) for one in _matching(found.checkpoint, pattern)]
     return {**found.one.plain(), "ended": found.ended, "damage": found.damage, "progress": found.position, **content}
 
 
@@ -136,9 +139,11 @@ def _content(checkpoint: Checkpoint) -> dict[str, Any]:
         counts[tensor.dtype] += 1
         if tensor.dtype != OBJECT:
             largest.append((nbytes, tensor.fqn, tensor.dtype, list(tensor.shape), len(tensor.regions)))
-    writers = [writer.rpartition(".")[0] for writer in index.writers]
+    wrote = writers(checkpoint)
     return {
-        "nodes": sorted(set(writers)),
+        "nodes": [writer.node for writer in wrote],
+        "writers": [asdict(writer) for writer in wrote],
+        "codecs": [asdict(codec) for codec in codecs(checkpoint)],
         "parts": len(index.writers),
         "segments": len(index.segments),
         "frames": len(index.frames),
@@ -155,7 +160,45 @@ def _content(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _print(found: Found, console: Console) -> None:
+def _matching(checkpoint: Checkpoint, pattern: str) -> Iterator[Held]:
+    return (one for one in held(checkpoint) if fnmatchcase(one.tensor.fqn, pattern))
+
+
+def _tensor(one: Held) -> dict[str, Any]:
+    tensor = one.tensor
+    return {
+        "name": tensor.fqn,
+        "rank": None if tensor.rank == GLOBAL else tensor.rank,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "cut": one.cut,
+        "regions": [
+            {"offsets": list(each.region.offsets), "sizes": list(each.region.sizes), "rank": each.rank}
+            for each in tensor.regions
+        ],
+        "raw_bytes": one.raw_bytes,
+        "stored_bytes": one.stored_bytes,
+        "codecs": list(one.codecs),
+        "nodes": list(one.nodes),
+    }
+
+
+def _table(checkpoint: Checkpoint, pattern: str) -> Table:
+    table = Table("name", "rank", "dtype", "shape", "cut", "raw", "stored", "codec", "written by")
+    for one in _matching(checkpoint, pattern):
+        tensor = one.tensor
+        rank = "" if tensor.rank == GLOBAL else str(tensor.rank)
+        shape = "" if tensor.dtype == OBJECT else "×".join(map(str, tensor.shape)) or "scalar"
+        sizes = decimal(one.raw_bytes), decimal(one.stored_bytes)
+        table.add_row(escape(tensor.fqn), rank, tensor.dtype, shape, one.cut, *sizes, ", ".join(one.codecs), _few(one.nodes))
+    return table
+
+
+def _few(nodes: Sequence[str]) -> str:
+    return ", ".join(nodes[:_NODES]) + (f" and {len(nodes) - _NODES} more" if len(nodes) > _NODES else "")
+
+
+def _print(found: Found, pattern: str | None, console: Console) -> None:
     def say(text: str, style: str | None = None) -> None:
         console.print(text, markup=False, style=style)
 
@@ -179,14 +222,23 @@ def _print(found: Found, console: Console) -> None:
     )
     for base in content["bases"]:
         say(f"  {decimal(base['bytes'])} unchanged since step {base['step']}, record {base['record']}, and lying there")
+    for codec in codecs(found.checkpoint):
+        ratio = codec.stored_bytes / codec.raw_bytes
+        say(f"  {codec.name}: {codec.frames} frames, {decimal(codec.raw_bytes)}, stored as {ratio:.1%}")
+    for writer in writers(found.checkpoint)[:_WRITERS]:
+        stored = decimal(writer.stored_bytes)
+        say(f"  by {writer.node}: {writer.regions} regions, {decimal(writer.raw_bytes)}; {stored} stored for this checkpoint")
     for dtype, kind in content["by_dtype"].items():
         say(f"  {dtype}: {kind['count']}, {decimal(kind['bytes'])}")
-    if content["largest"]:
-        say("largest tensors:")
-    for tensor in content["largest"]:
+    if pattern is not None:
+        console.print(_table(found.checkpoint, pattern))
+    elif content["largest"]:
+        say("largest tensors (--tensors '*' lists them all):")
+    for tensor in content["largest"] if pattern is None else ():
         shape = "×".join(map(str, tensor["shape"])) or "scalar"
         say(f"  {tensor['name']}: {tensor['dtype']} {shape}, {decimal(tensor['bytes'])} in {tensor['regions']} regions")
     if found.position:
         say("progress: " + ", ".join(f"{key} {value}" for key, value in found.position.items()))
     for tag, text in manifest.tags.items():
         say(f"tag {tag}: {text}")
+    say(f"read {decimal(found.read_bytes)} of {decimal(found.checkpoint.all_bytes)}")

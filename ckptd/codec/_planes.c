@@ -1,7 +1,7 @@
-/* Elements to planes and back: plane i holds byte i of every element, after a rotation to the left.
+/* Elements to planes and back: plane i holds byte i of every element, after a rotation to the left. A plane to pairs and back.
  *
- * Plain loops, which compilers turn into shuffles of whole vectors. What they do is defined by the NumPy version in split.py,
- * byte for byte; this one is several times as fast.
+ * Plain loops, which compilers turn into shuffles of whole vectors. What they do is defined by the NumPy versions in split.py
+ * and pairs.py, byte for byte; these are several times as fast.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -114,9 +114,158 @@ static PyObject *merge(PyObject *self, PyObject *args)
     return call(args, 1);
 }
 
+#define ASIDE 15
+#define PIECE 512 /* bytes looked at for one that is aside before each of them is */
+
+/* Distances from base, those that are no less than span as ASIDE; nonzero if there is one. */
+FOR_THIS_PROCESSOR static int distances(
+    const uint8_t *restrict from, size_t n, uint8_t base, uint8_t span, uint8_t *restrict to)
+{
+    uint8_t any = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint8_t distance = (uint8_t)(from[i] - base), out = distance >= span ? 0xff : 0;
+        to[i] = (uint8_t)((distance | out) & ASIDE);
+        any |= out;
+    }
+    return any;
+}
+
+FOR_THIS_PROCESSOR static void join(uint8_t *restrict low, const uint8_t *restrict high, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        low[i] = (uint8_t)(low[i] | high[i] << 4);
+}
+
+/* The lower or upper half of each pair, back to bytes; nonzero if one is aside. With a constant shift vectors are of bytes. */
+#define PART(NAME, SHIFT)                                                                                                     \
+    FOR_THIS_PROCESSOR static int NAME(const uint8_t *restrict pairs, size_t n, uint8_t base, uint8_t *restrict to)           \
+    {                                                                                                                         \
+        uint8_t any = 0;                                                                                                      \
+        for (size_t i = 0; i < n; i++) {                                                                                      \
+            uint8_t distance = (uint8_t)(pairs[i] >> SHIFT & ASIDE);                                                          \
+            to[i] = (uint8_t)(base + distance);                                                                               \
+            any |= (uint8_t)(distance + 1);                                                                                   \
+        }                                                                                                                     \
+        return any & (ASIDE + 1);                                                                                             \
+    }
+PART(part_low, 0)
+PART(part_high, 4)
+
+/* A list of the bytes that are no distance: of those of the first half, then of those of the second. */
+typedef struct {
+    uint8_t *at, *end;
+} Aside;
+
+/* The first place from i on, or n, where a half is ASIDE: eight at once, for they are rare. Only ASIDE and 1 make 16. */
+static size_t next_aside(const uint8_t *pairs, size_t i, size_t n, int shift)
+{
+    const uint64_t ones = 0x0101010101010101, halves = ASIDE * ones;
+    uint64_t eight;
+    for (; i + 8 <= n; i += 8) {
+        memcpy(&eight, pairs + i, 8);
+        if (((eight >> shift & halves) + ones) & (halves + ones))
+            break;
+    }
+    while (i < n && (pairs[i] >> shift & ASIDE) != ASIDE)
+        i++;
+    return i;
+}
+
+static int put_aside(Aside *aside, const uint8_t *plane, const uint8_t *distance, size_t n)
+{
+    for (size_t i = next_aside(distance, 0, n, 0); i < n; i = next_aside(distance, i + 1, n, 0)) {
+        if (aside->at == aside->end)
+            return -1;
+        *aside->at++ = plane[i];
+    }
+    return 0;
+}
+
+/* Two passes, one for each half, so that what is aside comes in order. -1 if there is too much of it. */
+static Py_ssize_t pair_all(const uint8_t *plane, size_t n, uint8_t base, uint8_t span, uint8_t *pairs, Aside aside)
+{
+    size_t half = (n + 1) / 2;
+    uint8_t *begin = aside.at, some[PIECE];
+    for (size_t i = 0; i < half; i += PIECE) {
+        size_t count = half - i < PIECE ? half - i : PIECE;
+        if (distances(plane + i, count, base, span, pairs + i) && put_aside(&aside, plane + i, pairs + i, count))
+            return -1;
+    }
+    for (size_t i = 0; i < n - half; i += PIECE) {
+        size_t count = n - half - i < PIECE ? n - half - i : PIECE;
+        if (distances(plane + half + i, count, base, span, some) && put_aside(&aside, plane + half + i, some, count))
+            return -1;
+        join(pairs + i, some, count);
+    }
+    return aside.at - begin;
+}
+
+static int unpair_half(const uint8_t *pairs, size_t n, int shift, uint8_t base, Aside *aside, uint8_t *plane)
+{
+    for (size_t i = 0; i < n; i += PIECE) {
+        size_t count = n - i < PIECE ? n - i : PIECE;
+        if (!(shift ? part_high : part_low)(pairs + i, count, base, plane + i))
+            continue;
+        for (size_t j = next_aside(pairs, i, i + count, shift); j < i + count; j = next_aside(pairs, j + 1, i + count, shift)) {
+            if (aside->at == aside->end)
+                return -1;
+            plane[j] = *aside->at++;
+        }
+    }
+    return 0;
+}
+
+static PyObject *pair(PyObject *self, PyObject *args)
+{
+    Py_buffer plane, pairs, aside;
+    unsigned char base, span;
+    if (!PyArg_ParseTuple(args, "y*bbw*w*", &plane, &base, &span, &pairs, &aside))
+        return NULL;
+    int fits = pairs.len == (plane.len + 1) / 2 && span > 0 && span <= ASIDE;
+    Py_ssize_t count = 0;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        Aside into = {aside.buf, (uint8_t *)aside.buf + aside.len};
+        count = pair_all(plane.buf, (size_t)plane.len, base, span, pairs.buf, into);
+        Py_END_ALLOW_THREADS
+    } else
+        PyErr_Format(PyExc_ValueError, "no pairs: %zd of %zd bytes, span %d", pairs.len, plane.len, span);
+    PyBuffer_Release(&plane);
+    PyBuffer_Release(&pairs);
+    PyBuffer_Release(&aside);
+    return fits ? PyLong_FromSsize_t(count) : NULL;
+}
+
+static PyObject *unpair(PyObject *self, PyObject *args)
+{
+    Py_buffer pairs, aside, plane;
+    unsigned char base;
+    if (!PyArg_ParseTuple(args, "y*by*w*", &pairs, &base, &aside, &plane))
+        return NULL;
+    int fits = pairs.len == (plane.len + 1) / 2;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        size_t n = (size_t)plane.len, half = (n + 1) / 2;
+        Aside from = {aside.buf, (uint8_t *)aside.buf + aside.len};
+        fits = !unpair_half(pairs.buf, half, 0, base, &from, plane.buf) &&
+               !unpair_half(pairs.buf, n - half, 4, base, &from, (uint8_t *)plane.buf + half) && from.at == from.end;
+        Py_END_ALLOW_THREADS
+    }
+    if (!fits)
+        PyErr_Format(PyExc_ValueError, "%zd pairs and %zd bytes aside make no %zd", pairs.len, aside.len, plane.len);
+    PyBuffer_Release(&pairs);
+    PyBuffer_Release(&aside);
+    PyBuffer_Release(&plane);
+    if (!fits)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"split", split, METH_VARARGS, "split(raw, turn, planes): fill the planes with the bytes of raw's elements."},
     {"merge", merge, METH_VARARGS, "merge(raw, turn, planes): fill raw with elements made of the planes' bytes."},
+    {"pair", pair, METH_VARARGS, "pair(plane, base, span, pairs, aside): fill the pairs; bytes put aside, -1 if too many."},
+    {"unpair", unpair, METH_VARARGS, "unpair(pairs, base, aside, plane): fill the plane."},
     {NULL, NULL, 0, NULL},
 };
 

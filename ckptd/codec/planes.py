@@ -5,6 +5,8 @@ every element), and only planes that gain by it are coded. Of floats, all that c
 frequent than others; integers, objects and the like may repeat.
 
     float32: sign ▸ exponent ▸ mantissa ─ rotate by one bit ─► exponent │ mantissa ▸ sign ─► 4 planes, the top one coded
+
+Of a plane of neighbouring values, as exponents are, two bytes are coded as one (pairs.py): half the work, and no more bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Final
 
 from ckptd.codec.entropy import Coder, Contexts
 from ckptd.codec.hash import Buffer
+from ckptd.codec.pairs import pair, unpair, window
 from ckptd.codec.split import WIDTHS, merge, split
 from ckptd.errors import CorruptError
 from ckptd.model.dtypes import item_bytes
@@ -22,10 +25,14 @@ from ckptd.model.dtypes import item_bytes
 GAIN: Final = 0.03
 """What gains less isn't worth the time that decoding takes."""
 
-_HEAD: Final = struct.Struct("<BBBB")  # width, turn, coded planes as bits, zero
+_HEAD: Final = struct.Struct("<BBBB")  # width, turn, planes as bits: coded ones, those of them that are paired
 _SIZE: Final = struct.Struct("<I")
+_PAIRED: Final = struct.Struct("<BI")  # base, number of bytes aside
+_ASIDE_SHARE: Final = 64  # one byte in so many may be aside: it takes its own room, and a code as well
 _SAMPLE_PIECES: Final = 16
 _PIECE_ELEMENTS: Final = 256
+
+_Span = tuple[int, int]  # the first value, how many values from it on
 
 _contexts = Contexts()
 
@@ -57,23 +64,42 @@ def encode_planes(raw: memoryview, dtype: str, room: memoryview) -> int | None:
     end = _HEAD.size + _SIZE.size * len(coded)
     if end + (width - len(coded)) * size_bytes >= limit:
         return None
-    planes = [raw] if width == 1 else _scratch.planes(width, size_bytes)
+    *planes, spare = _scratch.planes(width + 1, size_bytes)
+    if width == 1:
+        planes = [raw]
     for number in range(width):
         if number not in coded:
             planes[number] = room[end : end + size_bytes]
             end += size_bytes
     if width > 1:
         split(raw, turn, planes)
-    sizes = []
-    for number in coded:
-        count = _contexts.zstd.compress_into(coder, planes[number], room[end:limit])
+    sizes, paired = [], 0
+    for number, span in coded.items():
+        count = _encode_pairs(planes[number], span, spare, room[end:limit]) if span else None
+        if count is not None:
+            paired |= 1 << number
+        else:
+            count = _contexts.zstd.compress_into(coder, planes[number], room[end:limit])
         if count is None:
             return None
         sizes.append(count)
         end += count
-    _HEAD.pack_into(room, 0, width, turn, sum(1 << number for number in coded), 0)
+    _HEAD.pack_into(room, 0, width, turn, sum(1 << number for number in coded), paired)
     struct.pack_into(f"<{len(sizes)}I", room, _HEAD.size, *sizes)
     return end
+
+
+def _encode_pairs(plane: memoryview, span: _Span, spare: memoryview, room: memoryview) -> int | None:
+    """Bytes written; None when they don't fit or too many are aside."""
+    base, values = span
+    aside = room[_PAIRED.size : _PAIRED.size + plane.nbytes // _ASIDE_SHARE]
+    pairs = spare[: (plane.nbytes + 1) // 2]
+    missing = pair(plane, base, values, pairs, aside)
+    if missing < 0 or room.nbytes < _PAIRED.size + missing:
+        return None
+    _PAIRED.pack_into(room, 0, base, missing)
+    count = _contexts.zstd.compress_into("entropy", pairs, room[_PAIRED.size + missing :])
+    return None if count is None else _PAIRED.size + missing + count
 
 
 def _kind(dtype: str) -> tuple[int, int, Coder]:
@@ -86,12 +112,15 @@ def _kind(dtype: str) -> tuple[int, int, Coder]:
     return width, int(width > 1), "entropy"  # the sign is noise, which would come between exponents
 
 
-def _worth_coding(raw: memoryview, width: int, turn: int, coder: Coder) -> list[int]:
-    """Numbers of the planes that gain by coding, going by a sample; of what is hardly more than a sample, all."""
+def _worth_coding(raw: memoryview, width: int, turn: int, coder: Coder) -> dict[int, _Span | None]:
+    """The planes that gain by coding, going by a sample, and between which values to pair their bytes, if it is worth it.
+
+    Of what is hardly more than a sample, all are.
+    """
     step = raw.nbytes // width // _SAMPLE_PIECES * width
     piece_bytes = _PIECE_ELEMENTS * width
     if step < 2 * piece_bytes:
-        return list(range(width))
+        return dict.fromkeys(range(width))
     sample = memoryview(b"".join(raw[i * step : i * step + piece_bytes] for i in range(_SAMPLE_PIECES)))
     size_bytes = sample.nbytes // width
     *planes, room = _scratch.planes(width + 1, size_bytes)
@@ -100,7 +129,13 @@ def _worth_coding(raw: memoryview, width: int, turn: int, coder: Coder) -> list[
     else:
         split(sample, turn, planes)
     room = room[: int(size_bytes * (1 - GAIN))]
-    return [i for i, plane in enumerate(planes) if _contexts.zstd.compress_into(coder, plane, room) is not None]
+    gains = [i for i, plane in enumerate(planes) if _contexts.zstd.compress_into(coder, plane, room) is not None]
+    return {number: _span(planes[number]) if coder == "entropy" else None for number in gains}
+
+
+def _span(sample: memoryview) -> _Span | None:
+    base, values, outside = window(sample)
+    return (base, values) if outside * _ASIDE_SHARE <= sample.nbytes else None
 
 
 def decode_planes(stored: Buffer, destination: memoryview) -> None:
@@ -108,9 +143,10 @@ def decode_planes(stored: Buffer, destination: memoryview) -> None:
     body = memoryview(stored)
     if body.nbytes < _HEAD.size:
         raise CorruptError(f"a frame of planes has only {body.nbytes} bytes")
-    width, turn, mask, zero = _HEAD.unpack_from(body)
-    if width not in (1, *WIDTHS) or turn > (width > 1) or not 0 < mask < 1 << width or zero or destination.nbytes % width:
-        raise CorruptError(f"no planes of {destination.nbytes} bytes: width={width} turn={turn} coded={mask:#x} zero={zero}")
+    width, turn, mask, paired = _HEAD.unpack_from(body)
+    known = width in (1, *WIDTHS) and turn <= (width > 1) and 0 < mask < 1 << width and not paired & ~mask
+    if not known or destination.nbytes % width:
+        raise CorruptError(f"no planes of {destination.nbytes} bytes: {width=} {turn=} coded={mask:#x} paired={paired:#x}")
     coded = [number for number in range(width) if mask >> number & 1]
     size_bytes = destination.nbytes // width
     end = _HEAD.size + _SIZE.size * len(coded)
@@ -119,13 +155,32 @@ def decode_planes(stored: Buffer, destination: memoryview) -> None:
     sizes = struct.unpack_from(f"<{len(coded)}I", body, _HEAD.size)
     if body.nbytes != end + (width - len(coded)) * size_bytes + sum(sizes):
         raise CorruptError(f"a frame of planes has {body.nbytes} bytes, which isn't what its head says")
-    planes = [destination] if width == 1 else _scratch.planes(width, size_bytes)
+    *planes, spare = _scratch.planes(width + 1, size_bytes)
+    if width == 1:
+        planes = [destination]
     for number in range(width):
         if number not in coded:
             planes[number] = body[end : end + size_bytes]
             end += size_bytes
     for number, count in zip(coded, sizes, strict=True):
-        _contexts.zstd.decompress_into(body[end : end + count], planes[number])
+        if paired >> number & 1:
+            _decode_pairs(body[end : end + count], spare, planes[number])
+        else:
+            _contexts.zstd.decompress_into(body[end : end + count], planes[number])
         end += count
     if width > 1:
         merge(destination, turn, planes)
+
+
+def _decode_pairs(stored: memoryview, spare: memoryview, plane: memoryview) -> None:
+    if stored.nbytes < _PAIRED.size:
+        raise CorruptError(f"a plane of pairs has only {stored.nbytes} bytes")
+    base, missing = _PAIRED.unpack_from(stored)
+    if missing > stored.nbytes - _PAIRED.size:
+        raise CorruptError(f"a plane of pairs has {stored.nbytes} bytes, of which {missing} would be aside")
+    begin, pairs = _PAIRED.size + missing, spare[: (plane.nbytes + 1) // 2]
+    _contexts.zstd.decompress_into(stored[begin:], pairs)
+    try:
+        unpair(pairs, base, stored[_PAIRED.size : begin], plane)
+    except ValueError as error:
+        raise CorruptError(f"a plane of pairs is damaged: {error}") from None

@@ -75,9 +75,25 @@ class Job:
         del self._trainers[id(trainer)]
         await peer.exited.wait()
         self.vacated(peer.process)
+        record = trainer.record  # of the world that it was in last
         if self._ranks.by_place.get((record.world_key, record.rank)) is record:
             record.gone = "the trainer's process ended"
             self.send(record.lost())
+            self.restores.look(record.generation)
+
+    def enter(self, record: RankRecord) -> None:
+        """A connected trainer is part of another world from now on."""
+        self._ranks.add(record)
+        self.send(record.up())
+
+    def leave(self, record: RankRecord) -> None:
+        """A connected trainer does nothing more in its world, which may never have been formed."""
+        if not record.generation:
+            record.gone = "it waits for this world no more"
+            self.send(record.lost())
+        elif not record.finished:
+            record.finished = True
+            self.send(record.done())
 
     def vacated(self, process: str) -> None:
         """A process has ended, or writes nowhere any more."""
@@ -168,6 +184,11 @@ class Job:
             return self._agent.world.local_world_size
         # After a restart trainers come back one by one: what their arenas say counts as well.
         return max(len(self._ranks.of(generation)), self.tenants.local_ranks(generation))
+
+    def awaited(self, generation: Generation) -> set[int]:
+        """Which ranks of a generation on this node have yet to say what they want restored, or that they have it."""
+        records = self._ranks.of(generation)
+        return {each.rank for each in records if not (each.gone or each.finished or each.ready or each.report is not None)}
 
     async def make_arena(self, slots: int, slot_bytes: int, deed: Deed) -> HostedArena:
         """One at a time: the sum of all arenas is bounded. Raises ResourceError, ProtocolError."""
@@ -307,6 +328,8 @@ class Job:
                 self.snapshots.committed(message.committed)
             case "aborted":
                 self.snapshots.aborted(message.aborted)
+                for trainer in self._trainers.values():
+                    trainer.aborted(snapshot_from_pb(message.aborted.attempt.snapshot), message.aborted.reason)
             case "kv_value":
                 if self._agent is not None:
                     self._agent.kv_value(message.kv_value)

@@ -23,7 +23,8 @@ class Peer:
         self.process = process_identity(pidfd)
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue(_QUEUE)
-        self.exited = Exit(pidfd).event
+        self._exit = Exit(pidfd)
+        self.exited = self._exit.event
         self.closed = False
 
     def start(self) -> None:
@@ -51,6 +52,10 @@ class Peer:
         """End the connection; the pidfd stays watched until the process is gone."""
         self.closed = True
         self._connection.close()
+
+    def forget(self) -> None:
+        """The connection is over, and nobody asks when its process ends."""
+        self._exit.cancel()
 
     def _read(self) -> None:
         """In the reader's thread. A full inbox blocks it, and so the peer: that is the bound."""

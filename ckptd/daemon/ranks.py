@@ -75,9 +75,13 @@ class RankRecord:
         if self.report is not None:
             yield pb.FromNode(restore_report=self.report)
         if self.finished:
-            yield pb.FromNode(finished=pb.Finished(generation=to_pb(self.generation), rank=self.rank))
+            yield self.done()
         if self.gone:
             yield self.lost()
+
+    def done(self) -> pb.FromNode:
+        """The message that this rank has finished."""
+        return pb.FromNode(finished=pb.Finished(generation=to_pb(self.generation), rank=self.rank))
 
     def lost(self) -> pb.FromNode:
         """The message that this rank's process has ended."""

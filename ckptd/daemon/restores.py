@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import structlog
-
 from ckptd.daemon.node import Node
-from ckptd.daemon.peer import Peer
 from ckptd.daemon.ranks import from_pb
+from ckptd.daemon.together import Share, Together
 from ckptd.errors import CkptdError, RestoreError
 from ckptd.model.ids import Generation
-from ckptd.model.region import Ints
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
-from ckptd.restore.fetch import fetch
-from ckptd.restore.plan import plan
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client.arena import PAGE
-from ckptd_client.messages import RestoreEnd, RestoreFrame, RestoreRing, Want
 
-_log = structlog.get_logger(__name__)
+Awaited = Callable[[], set[int]]
 
 
 @dataclass(slots=True)
@@ -33,31 +26,6 @@ class Target:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
 
-class Ring:
-    """Frame buffers that go round between daemon and trainer; a buffer without credit is not written."""
-
-    def __init__(self, memory: memoryview, buffers: int, buffer_bytes: int) -> None:
-        self.count = buffers
-        self._memory = memory
-        self._buffer_bytes = buffer_bytes
-        self._lent: set[int] = set()
-        self._free: asyncio.Queue[int] = asyncio.Queue()
-        for index in range(buffers):
-            self._free.put_nowait(index)
-
-    async def acquire(self) -> tuple[int, memoryview]:
-        """Wait for a free buffer."""
-        index = await self._free.get()
-        self._lent.add(index)
-        return index, self._memory[index * self._buffer_bytes : (index + 1) * self._buffer_bytes]
-
-    def credit(self, index: int) -> None:
-        """The trainer has copied what it needs out of a buffer."""
-        if index in self._lent:
-            self._lent.remove(index)
-            self._free.put_nowait(index)
-
-
 class Restores:
     """All restores of one job on this node."""
 
@@ -66,6 +34,7 @@ class Restores:
         self._node = node
         self._targets: dict[Generation, Target] = {}
         self._checkpoint: tuple[str, asyncio.Task[Checkpoint]] | None = None
+        self._gathering: dict[Generation, Together] = {}  # whose ranks are still awaited
 
     def _of(self, generation: Generation) -> Target:
         for older in [known for known in self._targets if known < generation]:
@@ -110,29 +79,23 @@ class Restores:
             self._checkpoint = (manifest, opening)
         return await asyncio.shield(self._checkpoint[1])
 
-    async def deliver(
-        self, checkpoint: Checkpoint, wants: Sequence[Want], peer: Peer, request: int, lend: Callable[[Ring | None], None]
-    ) -> None:
-        """Fetch, verify and hand over every byte of ``wants``; ``lend`` says whose credits the trainer's messages mean."""
-        node = self._node
-        reads = await asyncio.to_thread(plan, checkpoint.layout, checkpoint.index, wants)
-        size = node.settings.daemon.frame_bytes
-        size = max([size, *(read.raw_bytes for read in reads)])
-        size = -(-size // PAGE) * PAGE
-        buffers = max(1, min(len(reads), node.settings.arena.ring_bytes // size))
-        async with node.arenas.ring(buffers, size) as (fd, memory):
-            ring = Ring(memory, buffers, size)
-            lend(ring)
-            try:
-                peer.send(RestoreRing(buffers, size), (fd,))
+    async def deliver(self, generation: Generation, checkpoint: Checkpoint, share: Share, awaited: Awaited) -> None:
+        """Fetch, verify and hand over every byte that a rank wants, together with the other ranks of this node.
 
-                def hand_over(buffer: int, copies: Ints) -> None:
-                    peer.send(RestoreFrame(buffer, copies.tobytes()))
+        ``awaited`` says which ranks of the generation may still ask. Raises what planning and fetching raise.
+        """
+        together = self._gathering.get(generation)
+        if together is None:
+            together = self._gathering[generation] = Together(self._node, checkpoint, awaited, self._begun)
+        await together.deliver(share)
 
-                await fetch(node.read_store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)
-            finally:
-                lend(None)
-        peer.send(RestoreEnd(request))
+    def _begun(self, together: Together) -> None:
+        self._gathering = {key: other for key, other in self._gathering.items() if other is not together}
+
+    def look(self, generation: Generation) -> None:
+        """A rank has reported, or is gone: those that wait for it need not."""
+        if generation in self._gathering:
+            self._gathering[generation].look()
 
 
 def _failed(task: asyncio.Task[Checkpoint]) -> bool:

@@ -16,6 +16,7 @@ from ckptd.daemon.arenas import HostedArena
 from ckptd.daemon.job import Job
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
+from ckptd.daemon.readings import Readings
 from ckptd.daemon.report import daemon_status
 from ckptd.daemon.tenants import Deed, read_deed
 from ckptd.errors import CkptdError, ConfigError, ProtocolError, VersionMismatchError
@@ -25,6 +26,7 @@ from ckptd_client.errors import DaemonUnavailableError
 from ckptd_client.messages import (
     PROTOCOL_VERSION,
     ROLES,
+    WORLD_MAX,
     Hello,
     Refused,
     StatusAsk,
@@ -82,6 +84,7 @@ class Server:
         self._node = node
         self._sock = sock
         self._jobs: dict[str, Job] = {}
+        self._readings = Readings(node)
         self._conversations: set[asyncio.Task[None]] = set()
         node.troubles.heard = self._notice
 
@@ -147,10 +150,13 @@ class Server:
                 connection.send(Refused(PROTOCOL_VERSION, code, str(error)))
             connection.close()
             return
-        job = self._job(hello.job)
         peer = Peer(connection, pidfd)
         peer.send(Welcome(PROTOCOL_VERSION, self._node.name, self._node.incarnation))
         peer.start()
+        if hello.role == "reader":
+            await self._readings.serve(peer, hello)
+            return
+        job = self._job(hello.job)
         await (job.trainer(peer, hello) if hello.role == "trainer" else job.agent(peer, hello.generation))
 
     async def forget_deserted(self) -> None:
@@ -207,6 +213,6 @@ class Server:
                 raise VersionMismatchError(different_versions(message.protocol))
             raise ConfigError("a conversation begins with Hello and a pidfd")
         check_job(message.job)
-        if not 0 <= message.rank < message.world_size <= 1 << 20 and message.role == "trainer":
+        if not 0 <= message.rank < message.world_size <= WORLD_MAX and message.role != "agent":
             raise ConfigError(f"a rank lies in its world rank={message.rank} world_size={message.world_size}")
         return message, fds[0]

@@ -12,10 +12,10 @@ import structlog
 from ckptd.daemon.peer import Peer
 from ckptd.daemon.process import Life
 from ckptd.daemon.ranks import RankRecord, to_pb
-from ckptd.daemon.restores import Ring
 from ckptd.daemon.tenants import Tenant, deed_of
+from ckptd.daemon.together import Share
 from ckptd.errors import CkptdError, ConfigError, CorruptError, NewerFormatError, NotFoundError, ProtocolError
-from ckptd.model.ids import Snapshot
+from ckptd.model.ids import NO_GENERATION, Snapshot
 from ckptd.model.layout import GLOBAL
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd_client import messages as m
@@ -36,7 +36,7 @@ class Trainer:
         self._placed = asyncio.Event()
         self._tenant: Tenant | None = None
         self._layout = 0
-        self._ring: Ring | None = None
+        self._share: Share | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking: dict[int, asyncio.Task[None]] = {}
         if record.generation:
@@ -91,13 +91,15 @@ class Trainer:
                 await self._register(message)
             case m.Resume():
                 self._resume(message)
+            case m.Enter():
+                self._enter(message)
             case m.Vacate():
                 self._job.vacated(self._peer.process)
             case m.RestoreCredit():
-                if self._ring is not None:
-                    self._ring.credit(message.buffer)
+                if self._share is not None:
+                    self._share.credit(message.buffer)
             case m.RestoreAsk():
-                self._asked(message.id)
+                self._asked(message)
             case m.RestoreRead():
                 self._spawn(self._restore_read(message), message.id)
             case m.RestoreReport():
@@ -110,19 +112,38 @@ class Trainer:
                 self._job.snapshots.missed(Snapshot(self.record.generation, message.step), self.record.rank, message.reason)
             case m.Finished():
                 await self._in_world()
-                self.record.finished = True
-                self._job.send(
-                    pb.FromNode(finished=pb.Finished(generation=to_pb(self.record.generation), rank=self.record.rank))
-                )
+                self._job.leave(self.record)
                 self._peer.send(m.Ok(message.id))
             case _:
                 raise ProtocolError(f"a trainer may not send {type(message).__name__}")
 
-    def _asked(self, request: int) -> None:
+    def _enter(self, message: m.Enter) -> None:
+        if not 0 <= message.rank < message.world_size <= m.WORLD_MAX:
+            raise ProtocolError(f"a rank lies in its world rank={message.rank} world_size={message.world_size}")
+        old = self.record
+        self._job.leave(old)
+        if not message.world_key:
+            return
+        if (old.rank, old.world_size) != (message.rank, message.world_size) and self._tenant is not None:
+            self._tenant.retire()
+            self._tenant = None
+        self._placed.clear()
+        self.record = RankRecord(
+            message.world_key, message.rank, message.world_size, self._peer.process, NO_GENERATION, base_seq=0, ready=False
+        )
+        self._job.enter(self.record)
+
+    def aborted(self, snapshot: Snapshot, reason: str) -> None:
+        """A snapshot of its world was given up. Whose world is there for this one alone must hear it before it has sealed."""
+        if self.record.world_key.startswith(m.ONE_SAVE) and self.record.generation == snapshot.generation:
+            self._peer.send(m.Aborted(snapshot.step, reason))
+
+    def _asked(self, message: m.RestoreAsk) -> None:
+        request = message.id
         if self._job.refusal:
             self._peer.fail(request, ConfigError(self._job.refusal))
             return
-        task = self._asking[request] = self._spawn(self._restore_ask(request), request)
+        task = self._asking[request] = self._spawn(self._restore_ask(request, message.bare), request)
         task.add_done_callback(lambda _: self._asking.pop(request, None))
 
     def refuse(self, text: str) -> None:
@@ -199,14 +220,17 @@ class Trainer:
             raise ProtocolError(f"a sealed slot's marks say another snapshot slot={message.slot} step={message.step}")
         self._job.take_in(tenant, message.slot, message.stall_seconds)
 
-    async def _restore_ask(self, request: int) -> None:
+    async def _restore_ask(self, request: int, bare: bool) -> None:
         await self._in_world()
         self.record.asked = True
         self._job.send(pb.FromNode(restore_ask=pb.RestoreAsk(generation=to_pb(self.record.generation), rank=self.record.rank)))
         target = await self._job.restores.target(self.record.generation)
         generation = _pair(self.record)
-        if not target.seq_plus_one:
-            self._peer.send(m.RestoreInfo(request, generation, -1, 0, self.record.world_size, {}, {}, [], target.loss))
+        if bare or not target.seq_plus_one:
+            size = self.record.world_size
+            self._peer.send(
+                m.RestoreInfo(request, generation, target.seq_plus_one - 1, target.step, size, {}, {}, [], target.loss)
+            )
             return
         with self._reading(target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
@@ -227,14 +251,15 @@ class Trainer:
         )
 
     async def _restore_read(self, message: m.RestoreRead) -> None:
-        target = await self._job.restores.target(self.record.generation)
-
-        def lend(ring: Ring | None) -> None:
-            self._ring = ring
-
+        generation = self.record.generation
+        target = await self._job.restores.target(generation)
         with self._reading(target):
             checkpoint = await self._job.restores.checkpoint(target.manifest)
-            await self._job.restores.deliver(checkpoint, message.wants, self._peer, message.id, lend)
+            share = self._share = Share(self.record.rank, message.wants, self._peer, message.id)
+            try:
+                await self._job.restores.deliver(generation, checkpoint, share, lambda: self._job.awaited(generation))
+            finally:
+                self._share = None
 
     async def _restore_report(self, message: m.RestoreReport) -> None:
         record = self.record
@@ -251,6 +276,7 @@ class Trainer:
             generation=to_pb(record.generation), rank=record.rank, error=error[:4096], corrupt=corrupt
         )
         self._job.send(pb.FromNode(restore_report=record.report))
+        self._job.restores.look(record.generation)
 
     @contextmanager
     def _reading(self, target: pb.RestoreTarget) -> Iterator[None]:

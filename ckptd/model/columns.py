@@ -162,6 +162,11 @@ class Dims:
         end = int(self._ends[i])
         return tuple(self._values[end - int(self.counts[i]) : end].tolist())
 
+    def tuples(self) -> list[tuple[int, ...]]:
+        """All rows."""
+        values, ends = self._values.tolist(), self._ends.tolist()
+        return [tuple(values[end - count : end]) for end, count in zip(ends, self.counts.tolist(), strict=True)]
+
     def rows(self, count: int) -> tuple[Array, Array]:
         """(numbers of the rows that have ``count`` dimensions, their dimensions as a matrix)."""
         which = np.flatnonzero(self.counts == count)

@@ -39,6 +39,7 @@ _TABLE: Final = (
 )
 _BY_NAME: Final = {name: (code, size_bytes) for code, name, size_bytes in _TABLE}
 _BY_CODE: Final = {code: name for code, name, _ in _TABLE}
+NAMES: Final = tuple(_BY_NAME)
 
 
 def item_bytes(name: str) -> int:

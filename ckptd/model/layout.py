@@ -62,13 +62,6 @@ class Tensor:
     first_region: int
     regions: tuple[StoredRegion, ...]
 
-    @cached_property
-    def matrix(self) -> tuple[Array, Array]:
-        """(offsets, sizes) of the regions, one row each."""
-        shape = (len(self.regions), len(self.shape))
-        offsets = np.array([stored.region.offsets for stored in self.regions], I8).reshape(shape)
-        return offsets, np.array([stored.region.sizes for stored in self.regions], I8).reshape(shape)
-
 
 class Layout:
     """All tensors of a checkpoint, in layout order."""
@@ -114,13 +107,14 @@ def decode_layout(data: bytes) -> Layout:
     shapes = Dims(_FORMAT, rows["ndim"], columns["shapes"])
     ndims = np.repeat(rows["ndim"], rows["regions"])
     offsets, sizes = Dims(_FORMAT, ndims, columns["offsets"]), Dims(_FORMAT, ndims, columns["sizes"])
+    _check_regions(rows, shapes, offsets, sizes)
+    places = map(Region, offsets.tuples(), sizes.tuples())
+    every = tuple(map(StoredRegion, places, regions["rank"].tolist(), regions["writer"].tolist()))
     tensors: list[Tensor] = []
     first = 0
-    for i, ((rank, code, _, zero, count), fqn) in enumerate(zip(rows.tolist(), fqns, strict=True)):
-        span = range(first, first + count)
-        stored = tuple(StoredRegion(Region(offsets.row(k), sizes.row(k)), *regions[k].tolist()) for k in span)
-        tensor = Tensor(fqn, rank, dtype_name(code), shapes.row(i), first, stored)
-        if zero or not _is_sound(tensor):
+    for (rank, code, _, zero, count), fqn, shape in zip(rows.tolist(), fqns, shapes.tuples(), strict=True):
+        tensor = Tensor(fqn, rank, dtype_name(code), shape, first, every[first : first + count])
+        if zero or rank < GLOBAL or (tensor.dtype == OBJECT and (shape or count != 1)):
             raise _FORMAT.bad(f"a tensor is out of bounds fqn={fqn!r:.200}")
         if tensors and (tensors[-1].fqn, tensors[-1].rank) >= (fqn, rank):
             raise _FORMAT.bad("tensors are not sorted")
@@ -129,8 +123,14 @@ def decode_layout(data: bytes) -> Layout:
     return Layout(tensors)
 
 
-def _is_sound(tensor: Tensor) -> bool:
-    regions = [stored.region for stored in tensor.regions]
-    if tensor.dtype == OBJECT and (tensor.shape or len(regions) != 1):
-        return False
-    return tensor.rank >= GLOBAL and all(region.elements > 0 and region.within(tensor.shape) for region in regions)
+def _check_regions(rows: Array, shapes: Dims, offsets: Dims, sizes: Dims) -> None:
+    """Raise CorruptError unless each region has elements and lies within its tensor."""
+    tensor = np.repeat(np.arange(len(rows)), rows["regions"])
+    for ndim in np.unique(rows["ndim"]).tolist():
+        which, shape = shapes.rows(ndim)
+        place = np.zeros(len(rows), np.int64)
+        place[which] = np.arange(len(which))
+        of, low = offsets.rows(ndim)
+        _, size = sizes.rows(ndim)
+        if (size < 1).any() or (low > shape[place[tensor[of]]] - size).any():
+            raise _FORMAT.bad("a region is empty, or outside of its tensor")

@@ -51,12 +51,19 @@ def covered_once(whole: Region, parts: Sequence[Region]) -> bool:
     cut = [part for part in (intersect(part, whole) for part in parts) if part is not None]
     if sum(part.elements for part in cut) != whole.elements:
         return False
-    if not whole.sizes:
+    return disjoint_regions(cut)
+
+
+def disjoint_regions(parts: Sequence[Region]) -> bool:
+    """Has no element more than one of ``parts``, which have elements each?"""
+    if len(parts) < 2:
         return True
+    if not parts[0].sizes:
+        return False
     # A sweep along the dimension that is cut most: only neighbours in it can overlap.
-    dim = max(range(len(whole.sizes)), key=lambda d: len({part.offsets[d] for part in cut}))
+    dim = max(range(len(parts[0].sizes)), key=lambda d: len({part.offsets[d] for part in parts}))
     active: list[Region] = []
-    for part in sorted(cut, key=lambda part: part.offsets[dim]):
+    for part in sorted(parts, key=lambda part: part.offsets[dim]):
         active = [other for other in active if other.offsets[dim] + other.sizes[dim] > part.offsets[dim]]
         if any(intersect(part, other) for other in active):
             return False

@@ -75,17 +75,40 @@ def _clear_frames(error: BaseException) -> None:
 
 
 class Bodies:
-    """Memory for bodies of PUTs, each of ``size_bytes``, used again once it is returned.
+    """At most ``count`` memories for bodies of PUTs, each of ``size_bytes``, used again once they are returned.
 
     Mapped, not from the heap: pages are faulted in once per upload (2.4 GB/s of copying instead of 0.75 with a fresh one for
     each body, measured), and all of them are the system's again when this object is gone.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, count: int) -> None:
         self._size_bytes = size_bytes
+        self._left = count
         self._free: list[mmap] = []
+        self._returned = asyncio.Event()
 
-    def take(self) -> memoryview:
-        """A body's room; it goes back by itself when nothing refers to it."""
-        memory = self._free.pop() if self._free else mmap(-1, self._size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-        return lend(memory, lambda: self._free.append(memory))
+    async def take(self) -> memoryview:
+        """A body's room, as soon as there is one; it goes back by itself when nothing refers to it.
+
+        A PUT that was given up, and is read from its body still, so holds up others instead of taking memory beyond the budget;
+        drivers' deadlines bound it. What only a reference cycle holds is collected.
+        """
+        loop = asyncio.get_running_loop()
+        while not self._free and not self._left:
+            self._returned.clear()
+            try:
+                await asyncio.wait_for(self._returned.wait(), _COLLECT_SECONDS)
+            except TimeoutError:
+                gc.collect()
+        if self._free:
+            memory = self._free.pop()
+        else:
+            self._left -= 1
+            memory = mmap(-1, self._size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+
+        def returned() -> None:
+            self._free.append(memory)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._returned.set)
+
+        return lend(memory, returned)

@@ -161,10 +161,11 @@ class _Upload:
         self._meter = meter
         self._unchanged = unchanged
         self._puts = asyncio.Semaphore(options.concurrency)
-        self._bodies = Bodies(max((self.raw_bytes(number) for number in range(len(spans))), default=1))
         # Segments made long before their PUT can begin would only fill memory.
-        ahead = (options.concurrency + _AHEAD) * options.segment_bytes
-        self.budget = ByteBudget(min(options.memory_bytes, ahead))
+        limit_bytes = min(options.memory_bytes, (options.concurrency + _AHEAD) * options.segment_bytes)
+        self.budget = ByteBudget(limit_bytes)
+        body_bytes = max((self.raw_bytes(number) for number in range(len(spans))), default=1)
+        self._bodies = Bodies(body_bytes, max(1, limit_bytes // body_bytes))
         self.rows: Array = np.zeros(len(frames), FRAME)
         self.sizes_bytes = [0] * len(spans)
 
@@ -198,7 +199,7 @@ class _Upload:
         if codec == "raw":
             (made,) = await in_threads(self._pool, [partial(make_raw, frames, self._slots, known)])
             return made
-        make = partial(make_encoded, frames, self._slots, known, codec, self._bodies.take())
+        make = partial(make_encoded, frames, self._slots, known, codec, await self._bodies.take())
         (made,) = await in_threads(self._pool, [make])
         raw_bytes = sum(frame.raw_bytes for frame, kept in zip(frames, made.frames, strict=True) if kept is not None)
         if raw_bytes:

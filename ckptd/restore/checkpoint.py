@@ -36,6 +36,12 @@ class Checkpoint:
         attempt = manifest.bases[segment.base - 1].attempt if segment.base else manifest.attempt
         return segment_key(manifest.job, attempt, self.index.writers[segment.writer], segment.n)
 
+    @property
+    def all_bytes(self) -> int:
+        """Stored bytes of its frames, wherever they lie, of its layout and of its index."""
+        described = self.manifest.layout.size_bytes + self.manifest.index.size_bytes
+        return int(self.index.frames["stored_bytes"].sum(dtype="i8")) + described
+
     def tensors(self) -> list[tuple[str, int, str, tuple[int, ...]]]:
         """(FQN, owning rank or -1, dtype, shape) of every tensor."""
         return [(t.fqn, t.rank, t.dtype, t.shape) for t in self.layout.tensors if t.dtype != OBJECT]

@@ -5,8 +5,10 @@ Boxes are rows of low corners and sizes, one column per dimension; those of fewe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 
 import numpy as np
 
@@ -27,9 +29,13 @@ class Boxes:
 
 def boxes(offsets: Sequence[Sequence[int]], sizes: Sequence[Sequence[int]], ndim: int) -> Boxes:
     """Boxes of at most ``ndim`` dimensions each."""
-    low = [(0,) * (ndim - len(row)) + tuple(row) for row in offsets]
-    size = [(1,) * (ndim - len(row)) + tuple(row) for row in sizes]
-    return Boxes(np.array(low, np.int64).reshape(len(low), ndim), np.array(size, np.int64).reshape(len(size), ndim))
+    counts = np.fromiter(map(len, sizes), np.int64, len(sizes))
+    low, size = np.zeros((len(sizes), ndim), np.int64), np.ones((len(sizes), ndim), np.int64)
+    for rows, matrix in ((offsets, low), (sizes, size)):
+        values = np.fromiter(chain.from_iterable(rows), np.int64, int(counts.sum()))
+        which, number = spread(counts)
+        matrix[which, ndim - counts[which] + number] = values
+    return Boxes(low, size)
 
 
 def common(a: Boxes, b: Boxes) -> Boxes:
@@ -51,6 +57,59 @@ def disjoint(owner: Ints, parts: Boxes, owners: int) -> np.ndarray[tuple[int], n
         overlaps = (whose[1:] == whose[:-1]) & (end[order][:-1] > low[order][1:])
         found |= np.bincount(whose[1:][overlaps], minlength=owners) == 0
     return found
+
+
+def overlaps(parts: Boxes) -> bool:
+    """Do two of them share an element? Counted on the grid of all their edges, whose cells ``grid_cells`` are.
+
+    Each part adds one to all cells that it covers: as 2^dimensions corners, summed up along every dimension afterwards.
+    """
+    edges = [np.unique(np.concatenate([low, low + size])) for low, size in zip(parts.low.T, parts.size.T, strict=True)]
+    ends = [np.searchsorted(of, low + size) for of, low, size in zip(edges, parts.low.T, parts.size.T, strict=True)]
+    begins = [np.searchsorted(of, low) for of, low in zip(edges, parts.low.T, strict=True)]
+    counts = np.zeros([len(of) for of in edges], np.int64)
+    for corner in product((0, 1), repeat=len(edges)):
+        at = tuple(end if last else begin for begin, end, last in zip(begins, ends, corner, strict=True))
+        np.add.at(counts, at, -1 if sum(corner) % 2 else 1)
+    for dim in range(counts.ndim):
+        counts = np.cumsum(counts, axis=dim)
+    return bool((counts > 1).any())
+
+
+def grid_cells(parts: Boxes) -> int:
+    """How many cells `overlaps` would count."""
+    pairs = zip(parts.low.T, parts.size.T, strict=True)
+    return math.prod(len(np.unique(np.concatenate([low, low + size]))) for low, size in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """For each wanted box the stored ones that it may meet: ``rows[begin : begin + count]``. None that it meets is left out."""
+
+    rows: Ints
+    begin: Ints
+    count: Ints
+
+
+def near(stored: Boxes, wanted: Boxes) -> Near:
+    """Found dimension by dimension: those that begin before its end and don't end before it begins lie in a row, when sorted by
+    where they begin. Each wanted box takes the dimension that leaves it the fewest.
+    """
+    total, ndim = stored.low.shape
+    orders, begins, counts = [], [], []
+    for dim in range(ndim):
+        order = np.argsort(stored.low[:, dim], kind="stable")
+        low = stored.low[order, dim]
+        reach = np.maximum.accumulate(low + stored.size[order, dim])
+        begin = np.searchsorted(reach, wanted.low[:, dim], side="right")
+        end = np.searchsorted(low, wanted.low[:, dim] + wanted.size[:, dim], side="left")
+        orders.append(order.astype(np.int64))
+        begins.append(begin + dim * total)
+        counts.append(np.maximum(end - begin, 0))
+    count = np.stack(counts)
+    best = count.argmin(axis=0)
+    each = np.arange(len(best))
+    return Near(np.concatenate(orders), np.stack(begins)[best, each].astype(np.int64), count[best, each].astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,14 @@ from ckptd.errors import CorruptError, MissingStateError
 from ckptd.model.dtypes import OBJECT, item_bytes
 from ckptd.model.index import Index
 from ckptd.model.layout import Layout, Tensor
-from ckptd.model.region import Ints, Region, covered_once
-from ckptd.restore.cut import Boxes, boxes, common, disjoint, runs, spread
+from ckptd.model.region import Ints, Region, disjoint_regions
+from ckptd.restore.cut import Boxes, boxes, common, disjoint, grid_cells, near, overlaps, runs, spread
 from ckptd_client.messages import Want
 
 COPY_COLUMNS: Final = 4
 _PAIRS: Final = 1 << 18  # of wants and regions cut at once: it bounds the memory
+_MANY_REGIONS: Final = 64  # of one tensor: from there on it pays to look for those near a want
+_CELLS: Final = 1 << 22  # of a grid on which overlaps are counted: 32 MiB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +43,7 @@ class FrameRead:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pieces:
+class Pieces:
     """``count`` bytes at ``source`` of the region in row ``row`` of the layout are those at ``target`` of want ``want``."""
 
     row: Ints
@@ -58,7 +60,7 @@ def plan(layout: Layout, index: Index, wants: Sequence[Want]) -> list[FrameRead]
     CorruptError when the checkpoint doesn't have every byte of a want exactly once.
     """
     tensors = [_find(layout, want) for want in wants]
-    return _reads(index, [_copies(index, pieces) for pieces in _cut(layout, tensors, wants)])
+    return _reads(index, [in_frames(index, pieces) for pieces in cut_wants(tensors, wants)])
 
 
 def plan_objects(layout: Layout, index: Index, ranks: Sequence[int]) -> tuple[list[tuple[int, str, int]], list[FrameRead]]:
@@ -70,15 +72,15 @@ def plan_objects(layout: Layout, index: Index, ranks: Sequence[int]) -> tuple[li
     rows = np.array([tensor.first_region for tensor in found], np.int64)
     nbytes = index.places["nbytes"][rows].astype(np.int64)
     zero = np.zeros(len(rows), np.int64)
-    pieces = _Pieces(rows, zero, np.arange(len(rows), dtype=np.int64), zero, nbytes)
+    pieces = Pieces(rows, zero, np.arange(len(rows), dtype=np.int64), zero, nbytes)
     objects = [(tensor.rank, tensor.fqn, size) for tensor, size in zip(found, nbytes.tolist(), strict=True)]
-    return objects, _reads(index, [_copies(index, pieces)])
+    return objects, _reads(index, [in_frames(index, pieces)])
 
 
 def frame_reads(index: Index, frames: Iterable[int]) -> list[FrameRead]:
     """The reads of these frames, for no want, by (segment, offset): where some are a base's, that isn't their order."""
-    none = np.zeros((0, COPY_COLUMNS), np.int64)
-    return _in_order([_read(index, frame, none) for frame in frames])
+    numbers = np.fromiter(frames, np.int64)
+    return _in_order(index, numbers, [np.zeros((0, COPY_COLUMNS), np.int64)] * len(numbers))
 
 
 def _find(layout: Layout, want: Want) -> Tensor:
@@ -99,48 +101,104 @@ def _find(layout: Layout, want: Want) -> Tensor:
     return tensor
 
 
-def _cut(layout: Layout, tensors: Sequence[Tensor], wants: Sequence[Want]) -> Iterator[_Pieces]:
+@dataclass(frozen=True, slots=True)
+class _Meetings:
+    """What each want may meet: its rows in ``order[begin : begin + count]`` are rows of ``stored`` and of ``rows``, which says
+    where the region is in the layout."""
+
+    stored: Boxes
+    rows: Ints
+    order: Ints
+    begin: Ints
+    count: Ints
+
+
+def cut_wants(tensors: Sequence[Tensor], wants: Sequence[Want]) -> Iterator[Pieces]:
     """Cut wants with the regions of their tensors, some at a time. Raises CorruptError for one that isn't covered once."""
     ndim = max((1, *(len(tensor.shape) for tensor in tensors)))
+    wanted = boxes([want.offsets for want in wants], [want.sizes for want in wants], ndim)
+    meetings = _meetings(tensors, wanted, ndim)
+    itemsize = np.array([item_bytes(tensor.dtype) for tensor in tensors], np.int64)
+    ends = np.cumsum(meetings.count)
     begin = 0
     while begin < len(wants):
-        end, pairs = begin, 0
-        while end < len(wants) and (end == begin or pairs + len(tensors[end].regions) <= _PAIRS):
-            pairs += len(tensors[end].regions)
-            end += 1
-        yield _cut_some(tensors[begin:end], wants[begin:end], begin, ndim)
+        before = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + _PAIRS, side="right")))
+        some = np.arange(begin, end, dtype=np.int64)
+        which, number = spread(meetings.count[some])
+        yield _cut_some(wants, wanted, meetings, itemsize, some, some[which], number)
         begin = end
 
 
-def _cut_some(tensors: Sequence[Tensor], wants: Sequence[Want], first: int, ndim: int) -> _Pieces:
-    wanted = boxes([want.offsets for want in wants], [want.sizes for want in wants], ndim)
-    regions = [stored.region for tensor in tensors for stored in tensor.regions]
+def _meetings(tensors: Sequence[Tensor], wanted: Boxes, ndim: int) -> _Meetings:
+    """All regions of a tensor for each want of it; where that would be many pairs, those near it."""
+    places: dict[int, int] = {}  # of a tensor's first region here, by its place in the layout
+    once: list[Tensor] = []
+    total = 0
+    for tensor in tensors:
+        if tensor.regions and tensor.first_region not in places:
+            places[tensor.first_region] = total
+            once.append(tensor)
+            total += len(tensor.regions)
+    regions = [stored.region for tensor in once for stored in tensor.regions]
     stored = boxes([region.offsets for region in regions], [region.sizes for region in regions], ndim)
-    want, number = spread(np.array([len(tensor.regions) for tensor in tensors], np.int64))
-    shared = common(stored, wanted.take(want))
-    some = np.flatnonzero((shared.size > 0).all(axis=1))
-    want, shared = want[some], shared.take(some)
-    _check_covered(tensors, wants, wanted, want, shared)
-    itemsize = np.array([item_bytes(tensor.dtype) for tensor in tensors], np.int64)
-    found = runs(stored.take(some), wanted.take(want), shared, itemsize[want])
-    rows = np.array([tensor.first_region for tensor in tensors], np.int64)[want] + number[some]
-    return _Pieces(rows[found.pair], found.source, want[found.pair] + first, found.target, found.count)
+    which, number = spread(np.array([len(tensor.regions) for tensor in once], np.int64))
+    rows = np.array([tensor.first_region for tensor in once], np.int64)[which] + number
+    begin = np.array([places[tensor.first_region] if tensor.regions else 0 for tensor in tensors], np.int64)
+    count = np.array([len(tensor.regions) for tensor in tensors], np.int64)
+    orders, have = [np.arange(total, dtype=np.int64)], total
+    many: dict[int, list[int]] = {}
+    for want in np.flatnonzero(count > _MANY_REGIONS).tolist():
+        many.setdefault(int(begin[want]), []).append(want)
+    for place, numbers in many.items():
+        of = np.arange(place, place + int(count[numbers[0]]), dtype=np.int64)
+        found = near(stored.take(of), wanted.take(np.array(numbers, np.int64)))
+        orders.append(found.rows + place)
+        begin[numbers], count[numbers] = found.begin + have, found.count
+        have += len(found.rows)
+    return _Meetings(stored, rows, np.concatenate(orders), begin, count)
 
 
-def _check_covered(tensors: Sequence[Tensor], wants: Sequence[Want], wanted: Boxes, owner: Ints, parts: Boxes) -> None:
-    """Raise CorruptError unless the parts of each want have each of its elements exactly once."""
-    elements = np.zeros(len(wants), np.int64)
+def _cut_some(
+    wants: Sequence[Want], wanted: Boxes, meetings: _Meetings, itemsize: Ints, some: Ints, want: Ints, number: Ints
+) -> Pieces:
+    """Pairs of ``want`` and the ``number``-th region that it may meet; ``some`` are the wants that these are of."""
+    row = meetings.order[meetings.begin[want] + number]
+    shared = common(meetings.stored.take(row), wanted.take(want))
+    meet = np.flatnonzero((shared.size > 0).all(axis=1))
+    want, row, shared = want[meet], row[meet], shared.take(meet)
+    _check_covered(wants, wanted, some, want, shared)
+    found = runs(meetings.stored.take(row), wanted.take(want), shared, itemsize[want])
+    return Pieces(meetings.rows[row[found.pair]], found.source, want[found.pair], found.target, found.count)
+
+
+def _check_covered(wants: Sequence[Want], wanted: Boxes, some: Ints, owner: Ints, parts: Boxes) -> None:
+    """Raise CorruptError unless the parts of each want among ``some`` (in a row) have each of its elements exactly once."""
+    first = int(some[0])
+    owner = owner - first
+    elements = np.zeros(len(some), np.int64)
     np.add.at(elements, owner, parts.size.prod(axis=1))
-    as_many = elements == wanted.size.prod(axis=1)
-    once = as_many & disjoint(owner, parts, len(wants))
-    for number in np.flatnonzero(~once).tolist():
-        want, regions = wants[number], [stored.region for stored in tensors[number].regions]
-        if not as_many[number] or not covered_once(Region(want.offsets, want.sizes), regions):
+    as_many = elements == wanted.size[some].prod(axis=1)
+    once = as_many & disjoint(owner, parts, len(some))
+    unsure = np.flatnonzero(~once)
+    ends = np.searchsorted(owner, unsure, side="right")
+    begins = np.searchsorted(owner, unsure, side="left")
+    for number, begin, end in zip(unsure.tolist(), begins.tolist(), ends.tolist(), strict=True):
+        if not as_many[number] or _overlap(Boxes(parts.low[begin:end], parts.size[begin:end])):
+            want = wants[first + number]
             where = f"fqn={want.fqn!r} offsets={want.offsets} sizes={want.sizes}"
             raise CorruptError(f"the checkpoint doesn't have each element once {where}")
 
 
-def _copies(index: Index, pieces: _Pieces) -> Ints:
+def _overlap(parts: Boxes) -> bool:
+    """Fast for parts that form something like a grid, and possible in any case."""
+    if grid_cells(parts) <= _CELLS:
+        return overlaps(parts)
+    found = [Region(tuple(low), tuple(size)) for low, size in zip(parts.low.tolist(), parts.size.tolist(), strict=True)]
+    return not disjoint_regions(found)
+
+
+def in_frames(index: Index, pieces: Pieces) -> Ints:
     """Pieces, cut where frames end: rows of (frame, and the columns of a copy)."""
     starts = index.frame_starts
     place = index.places[pieces.row]
@@ -160,14 +218,13 @@ def _reads(index: Index, found: Sequence[Ints]) -> list[FrameRead]:
     rows = np.concatenate([np.zeros((0, 1 + COPY_COLUMNS), np.int64), *found])
     rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
     frames, firsts = np.unique(rows[:, 0], return_index=True)
-    groups = np.split(rows[:, 1:].astype("<i8"), firsts[1:])
-    return _in_order([_read(index, frame, copies) for frame, copies in zip(frames.tolist(), groups, strict=False)])
+    return _in_order(index, frames, np.split(rows[:, 1:].astype("<i8"), firsts[1:]))
 
 
-def _read(index: Index, frame: int, copies: Ints) -> FrameRead:
-    row = index.frames[frame]
-    return FrameRead(frame, int(row["segment"]), int(row["offset"]), int(row["stored_bytes"]), int(row["raw_bytes"]), copies)
-
-
-def _in_order(reads: list[FrameRead]) -> list[FrameRead]:
-    return sorted(reads, key=lambda read: (read.segment, read.offset))
+def _in_order(index: Index, frames: Ints, copies: Sequence[Ints]) -> list[FrameRead]:
+    """The reads of these frames, by (segment, offset)."""
+    found = index.frames[frames]
+    order = np.lexsort((found["offset"], found["segment"])).tolist()
+    segments, offsets, stored, raw = (found[name].tolist() for name in ("segment", "offset", "stored_bytes", "raw_bytes"))
+    numbers = frames.tolist()
+    return [FrameRead(numbers[i], segments[i], offsets[i], stored[i], raw[i], copies[i]) for i in order]

@@ -7,7 +7,7 @@ for everybody else (environment, profile, instance).
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -61,6 +61,7 @@ class FsspecStore:
         self._one_request: dict[str, object] = {"chunksize": _ONE_REQUEST_BYTES} if protocol in _GCS else {}
         self._creates_atomically = protocol not in _RACY and _implements_create(filesystem)
         self._threads = StoreThreads()
+        self.check: Callable[[str], str] = check_key  # what keys may look like
         _turn_off_retries(filesystem, protocol)
 
     @property
@@ -129,7 +130,7 @@ class FsspecStore:
         self._threads.close()
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{check_key(key)}"
+        return f"{self._root}/{self.check(key)}"
 
     async def _call(self, verb: str, key: str, size_bytes: int, method: str, /, *args: object, **options: object) -> Any:
         """Run one method of the file system in a thread, within the time that ``size_bytes`` may take."""

@@ -25,6 +25,17 @@ def is_key(text: str) -> bool:
     return len(text) <= MAX_KEY_BYTES and _KEY.fullmatch(text) is not None
 
 
+def check_file(name: str) -> str:
+    """Return ``name`` if it is a relative file name that doesn't lead out of its directory, else raise ValueError.
+
+    For reading what others have written under names of their own.
+    """
+    parts = name.split("/")
+    if not name.isprintable() or len(name.encode()) > MAX_KEY_BYTES or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"not a file's name within its directory: {name[:120]!r}")
+    return name
+
+
 def check_prefix(prefix: str) -> str:
     """Return ``prefix`` if some key could begin with it ('' matches every key), else raise ValueError."""
     if len(prefix) > MAX_KEY_BYTES or not _PREFIX.fullmatch(prefix):

@@ -11,6 +11,8 @@ from ckptd.errors import NotFoundError, StoreConfigError, StoreError
 from ckptd.store.base import Store
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.fsspec_store import FsspecStore, known_protocols
+from ckptd.store.keys import check_file
+from ckptd.store.obstore_store import ObstoreStore
 from ckptd.store.s3 import open_s3
 
 _S3 = ("s3", "s3a")
@@ -33,6 +35,18 @@ def open_store(url: str, storage_options: Mapping[str, object] | None = None) ->
     if not rest.strip("/"):
         raise StoreConfigError(f"the URL names no bucket; write {protocol}://bucket/prefix")
     return open_s3(url, storage_options or {}) if protocol in _S3 else FsspecStore(url, storage_options)
+
+
+def open_files(url: str, storage_options: Mapping[str, object] | None = None) -> Store:
+    """As `open_store`, to read files that others have written: keys are their relative names, whatever they look like.
+
+    Raises StoreConfigError, also for a directory of this machine: symbolic links are its reader's concern.
+    """
+    store = open_store(url, storage_options)
+    if not isinstance(store, FsspecStore | ObstoreStore):
+        raise StoreConfigError("files of this machine are not read as a store")
+    store.check = check_file
+    return store
 
 
 async def check_store(store: Store) -> None:

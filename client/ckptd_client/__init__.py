@@ -16,8 +16,9 @@ from ckptd_client import errors
 
 if TYPE_CHECKING:
     from ckptd_client.checkpointer import Checkpointer, Handle, connect
+    from ckptd_client.scopes import over, per_index, per_rank
 
-__all__ = ["Checkpointer", "Handle", "connect", "errors"]
+__all__ = ["Checkpointer", "Handle", "connect", "errors", "over", "per_index", "per_rank"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from ckptd_client import checkpointer
 
         return getattr(checkpointer, name)
+    if name in ("over", "per_index", "per_rank"):
+        from ckptd_client import scopes
+
+        return getattr(scopes, name)
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, errors.CkptdError):
         return kind

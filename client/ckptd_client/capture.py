@@ -1,17 +1,19 @@
-"""From live state to bytes in a slot: the layout plan, and the copy (PROTOCOLS 2). `tree` says what the state is made of."""
+"""From live state to bytes in a slot: the layout plan, and the copy (PROTOCOLS 2). `tree` says what the state is made of, and
+`shares` which pieces of it this rank stores.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckptd_client import devices
 from ckptd_client.arena import PAGE, Arena
 from ckptd_client.errors import SaveError
 from ckptd_client.messages import Item
-from ckptd_client.regions import Region, copy_many, dtype_name, is_dtensor, local_of, region_of, split_replicated
-from ckptd_client.tree import Collected, Part
+from ckptd_client.regions import block_of, copy_many, is_plain
+from ckptd_client.tree import Collected
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +24,22 @@ OBJECT_BYTES_MIN = 4096
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What this rank stores of a tensor: rows ``start`` to ``start + count`` of dimension 0 of the local one, or ``whole``."""
+    """A rectangle of a tensor that this rank stores: ``sizes`` elements from ``offsets`` on of one of shape ``shape``.
+
+    Its bytes are block number ``block`` of what this rank holds of tensor number ``source`` in `Collected.tensors`; of that
+    block only ``rows`` (first, count) of dimension 0, or all of it (None). Names and scopes are those of `messages.Item`.
+    """
 
     fqn: str
-    item: Item
-    start: int
-    count: int
-    whole: bool
+    scope: str
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    nbytes: int
+    source: int
+    block: int = 0
+    rows: tuple[int, int] | None = None
 
 
 class Plan:
@@ -37,8 +48,11 @@ class Plan:
     cuda_device: torch.device | None = None
     """One of the CUDA devices that pieces lie on: there pinned memory is of use."""
 
-    def __init__(self, found: Collected, rank: int, world_size: int) -> None:
-        """The encoded objects size their places. Raises UnsupportedStateError."""
+    def __init__(self, found: Collected, pieces: Sequence[Piece]) -> None:
+        """``pieces`` are what this rank stores of ``found``'s tensors; the encoded objects size their places.
+
+        A piece without bytes is listed, so that its tensor isn't forgotten, and never copied.
+        """
         self.structure = found.structure
         self._offset = 0
         self.objects: list[Item] = [
@@ -46,17 +60,18 @@ class Plan:
             for fqn, scope in found.structure.objects
             if fqn in found.bodies
         ]
-        pieces = self._share(found, rank, world_size)
-        self.items = self.objects + [piece.item for piece in pieces]
+        items = [self._place(_item(piece)) for piece in pieces]
+        self.items = self.objects + items
         self.slot_bytes = max(PAGE, -(-self._offset // PAGE) * PAGE)
-        self.pieces = [piece for piece in pieces if piece.item.capacity]
-        self._numbers = [found.structure.names[piece.fqn] for piece in self.pieces]
-        tensors = [found.tensors[number] for number in self._numbers]
-        self._cut = {at for at, piece in enumerate(self.pieces) if not piece.whole or is_dtensor(tensors[at])}
-        self._devices = {local_of(tensor).device for tensor in tensors if not tensor.is_cuda}
-        self._cuda = {at for at, tensor in enumerate(tensors) if tensor.is_cuda}
-        self.cuda_device = next((local_of(tensors[at]).device for at in sorted(self._cuda)), None)
-        self._dtypes = [tensor.dtype for tensor in tensors]
+        self.stored = [item for item in items if item.capacity]  # and their pieces:
+        self.pieces = [piece for piece in pieces if piece.nbytes]
+        tensors = [found.tensors[piece.source] for piece in self.pieces]
+        self._cut = {at for at, piece in enumerate(self.pieces) if piece.rows is not None or not is_plain(tensors[at])}
+        blocks = self.sources(found, range(len(self.pieces)))
+        self._devices = {block.device for block in blocks if not block.is_cuda}
+        self._cuda = {at for at, block in enumerate(blocks) if block.is_cuda}
+        self.cuda_device = next((blocks[at].device for at in sorted(self._cuda)), None)
+        self._dtypes = [block.dtype for block in blocks]
         self._views: dict[int, list[torch.Tensor]] = {}
         self._views_of: Arena | None = None
 
@@ -66,41 +81,6 @@ class Plan:
         )
         self._offset += -(-item.capacity // ALIGN) * ALIGN
         return placed
-
-    def _share(self, found: Collected, rank: int, world_size: int) -> list[Piece]:
-        tensors = {fqn: found.tensors[number] for fqn, number in found.structure.names.items()}
-        regions = {fqn: region_of(tensor, world_size, fqn) for fqn, tensor in tensors.items()}
-        shared = [fqn for fqn, region in regions.items() if region.replicated and fqn not in found.structure.whole]
-        rows = split_replicated([(regions[fqn].shape, tensors[fqn].element_size()) for fqn in shared], world_size)
-        mine = {fqn: shares[rank] for fqn, shares in zip(shared, rows, strict=True)}
-        pieces = []
-        for fqn, tensor in tensors.items():
-            region = regions[fqn]
-            start, count = 0, region.sizes[0] if region.sizes else 1
-            if fqn in mine:
-                start, count = mine[fqn]
-            elif region.replicated and rank != 0:
-                continue
-            piece = self._piece(fqn, tensor, region, start, count, rank)
-            if piece is not None:
-                pieces.append(piece)
-        return pieces
-
-    def _piece(self, fqn: str, tensor: torch.Tensor, region: Region, start: int, count: int, rank: int) -> Piece | None:
-        offsets, sizes = list(region.offsets), list(region.sizes)
-        whole = not sizes or (start, count) == (0, sizes[0])
-        if sizes:
-            offsets[0], sizes[0] = offsets[0] + start, count
-        elif count == 0:
-            return None
-        length = tensor.element_size()
-        for size in sizes:
-            length *= size
-        if length == 0 and (tensor.numel() > 0 or rank != 0):
-            return None  # somebody else's; a tensor without any bytes is listed by the lowest rank so that it isn't forgotten
-        name = dtype_name(tensor.dtype, fqn)
-        item = self._place(Item(fqn, "tensor", "global", name, region.shape, tuple(offsets), tuple(sizes), 0, length))
-        return Piece(fqn, item, start, count, whole)
 
     def drop_views(self) -> None:
         """Let go of the arena, so that its memory can go before a new one comes."""
@@ -143,17 +123,18 @@ class Plan:
 
     def sources(self, found: Collected, places: Sequence[int]) -> list[torch.Tensor]:
         """The memory of these pieces."""
-        sources = [found.tensors[self._numbers[at]] for at in places]
+        sources = [found.tensors[self.pieces[at].source] for at in places]
         if self._cut:
             for n, at in enumerate(places):
                 if at in self._cut:
-                    piece, local = self.pieces[at], local_of(sources[n])
-                    sources[n] = local if piece.whole else local.narrow(0, piece.start, piece.count)
+                    piece = self.pieces[at]
+                    block = block_of(sources[n], piece.block)
+                    sources[n] = block if piece.rows is None else block.narrow(0, *piece.rows)
         return sources
 
     def spans(self, places: Sequence[int]) -> list[tuple[int, int]]:
         """Where these pieces are in a slot: (offset, length), in bytes."""
-        return [(self.pieces[at].item.slot_offset, self.pieces[at].item.capacity) for at in places]
+        return [(self.stored[at].slot_offset, self.stored[at].capacity) for at in places]
 
     def place(self, arena: Arena, slot: int) -> torch.Tensor:
         """All bytes of a slot, flat uint8. Keeps the mapping alive."""
@@ -166,10 +147,12 @@ class Plan:
         if self._views_of is not arena:
             self._views, self._views_of = {}, arena
         if slot not in self._views:
-            self._views[slot] = [
-                _view(arena, slot, piece.item, dtype) for piece, dtype in zip(self.pieces, self._dtypes, strict=True)
-            ]
+            self._views[slot] = [_view(arena, slot, item, dtype) for item, dtype in zip(self.stored, self._dtypes, strict=True)]
         return self._views[slot]
+
+
+def _item(piece: Piece) -> Item:
+    return Item(piece.fqn, "tensor", piece.scope, piece.dtype, piece.shape, piece.offsets, piece.sizes, 0, piece.nbytes)
 
 
 def _view(arena: Arena, slot: int, item: Item, dtype: torch.dtype) -> torch.Tensor:
@@ -183,34 +166,3 @@ def _view(arena: Arena, slot: int, item: Item, dtype: torch.dtype) -> torch.Tens
 def _object_room(length: int) -> int:
     """Room for an object that may grow: at least twice what it is now."""
     return max(OBJECT_BYTES_MIN, -(-2 * length // OBJECT_BYTES_MIN) * OBJECT_BYTES_MIN)
-
-
-def unwrap(module: Any) -> Any:
-    """The module below DistributedDataParallel and torch.compile, so that names don't depend on how it is run."""
-    import torch
-
-    while True:
-        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), torch.nn.Module):
-            module = module._orig_mod
-        else:
-            return module
-
-
-def plain_name(key: str) -> str:
-    """A key of a module's state dict without torch.compile's marks on inner modules."""
-    if "_orig_mod" not in key:
-        return key
-    return ".".join(segment for segment in key.split(".") if segment != "_orig_mod")
-
-
-def part_of(name: str, thing: Any) -> Part:
-    """The state of a registered object. A module's buffers are marked as whole: they differ from rank to rank (PROTOCOLS 2)."""
-    import torch
-
-    if not isinstance(thing, torch.nn.Module):
-        return Part(name, thing.state_dict())
-    module = unwrap(thing)
-    tree = {plain_name(key): value for key, value in module.state_dict().items()}
-    return Part(name, tree, whole=frozenset(plain_name(key) for key, _ in module.named_buffers(remove_duplicate=False)))

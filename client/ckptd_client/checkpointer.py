@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ckptd_client import rng
-from ckptd_client.capture import Plan, part_of
+from ckptd_client.capture import Plan
 from ckptd_client.errors import (
     CkptdError,
     ConfigError,
@@ -29,11 +29,14 @@ from ckptd_client.errors import (
 from ckptd_client.handle import Handle
 from ckptd_client.member import Member
 from ckptd_client.messages import Finished, Vacate
+from ckptd_client.parts import Names, check, part_of
 from ckptd_client.place import Place, die_with_agent, find_place
 from ckptd_client.recover import PROGRESS, STATE, recover, restore_rng
 from ckptd_client.restore import Targets, merge, target_part
 from ckptd_client.schedule import Follower
+from ckptd_client.scopes import Scope, scope_of
 from ckptd_client.session import CLOSE_SECONDS, CONNECT_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Session
+from ckptd_client.shares import pieces_of
 from ckptd_client.staging import Stager
 from ckptd_client.stream import Stream
 from ckptd_client.tree import Collected, Collector, Part
@@ -52,11 +55,12 @@ class Checkpointer:
         self._place = place
         self._path = path
         self._member = Member(place)
-        self._stager = Stager(place)
+        self._stager = Stager(self._plan)
         self._collector = Collector(place.rank)
         self._session = Session(path, self._member.hello, self._stager.on_event, self._stager.on_lost)
         self._member.session = self._stager.session = self._session
-        self._parts: dict[str, Any] = {}
+        self._parts: dict[str, tuple[Any, Scope]] = {}
+        self._names = Names()
         self._restored: int | None = None
         self._follower = Follower(self._member, self._stager)
         self._stream = Stream(place.world_size, place.rank)
@@ -64,6 +68,9 @@ class Checkpointer:
         self._closed = False
         self.rng_restored: str | None = None
         """How the last restore set the random generators: "exact", "derived", or None (nothing restored)."""
+
+    def _plan(self, found: Collected) -> Plan:
+        return Plan(found, pieces_of(found, self._place.rank, self._place.world_size))
 
     # ---- connection
 
@@ -93,22 +100,33 @@ class Checkpointer:
     def register(self, **parts: Any) -> None:
         """Name what is saved: modules, optimizers, schedulers, anything with state_dict() and load_state_dict().
 
-        In a world of several ranks plain tensors are taken to be replicated (DDP keeps them so), and shared between the ranks;
-        buffers and values that are not tensors are stored from rank 0. Raises ConfigError, or UnsupportedStateError naming the
-        path and type of what can't be stored.
+        DTensors say by themselves who holds what. Plain tensors of a part are taken to be alike on all ranks (DDP keeps them
+        so), and shared between them; buffers and values that are not tensors are stored from rank 0. What is not the world's
+        is wrapped: `per_rank`, `per_index`, `over`. All ranks that hold a part register their parts in the same order.
+
+        Raises ConfigError, or UnsupportedStateError naming the path and type of what can't be stored.
         """
         if self._restored is not None:
             raise ConfigError("register everything before restore()")
-        for name, thing in parts.items():
-            if name in self._parts or name.startswith("ckptd"):
-                raise ConfigError(f"this name is taken; choose another part={name}")
+        place, new = self._place, {}
+        for name, given in parts.items():
+            if name in self._parts or name.startswith("ckptd") or "[" in name:
+                raise ConfigError(f"this name is taken, or has a bracket in it; choose another part={name}")
+            thing, scope = scope_of(name, given, place.rank, place.world_size)
             if not callable(getattr(thing, "state_dict", None)) or not callable(getattr(thing, "load_state_dict", None)):
                 raise ConfigError(f"a part needs state_dict() and load_state_dict() part={name} type={type(thing).__name__}")
-        found = self._collector.collect([part_of(name, thing) for name, thing in {**self._parts, **parts}.items()])
-        Plan(found, self._place.rank, self._place.world_size)
-        self._parts.update(parts)
-        for name, thing in parts.items():
+            check(name, thing)
+            new[name] = (thing, scope)
+        names = self._names.with_modules({name: thing for name, (thing, _) in new.items()})
+        found = self._collector.collect(self._trees({**self._parts, **new}, names))
+        self._plan(found)
+        self._parts.update(new)
+        self._names = names
+        for name, (thing, _) in new.items():
             self._stager.hidden.attach(name, thing)
+
+    def _trees(self, parts: Mapping[str, tuple[Any, Scope]], names: Names) -> list[Part]:
+        return [part_of(name, thing, scope, names) for name, (thing, scope) in parts.items()]
 
     def restore(self) -> int:
         """Load the job's checkpoint into the registered parts on all ranks; returns the number of completed steps, 0 for none.
@@ -120,8 +138,8 @@ class Checkpointer:
         return self._restored
 
     def _target_parts(self, targets: Targets) -> None:
-        for name, part in self._parts.items():
-            target_part(targets, name, part)
+        for name, (thing, scope) in self._parts.items():
+            target_part(targets, name, thing, scope, self._names)
 
     def load(self, state: dict[str, Any]) -> int:
         """Load what `save` saved into ``state``; returns its step, 0 for none.
@@ -134,7 +152,7 @@ class Checkpointer:
 
     def _restore(self, want: Callable[[Targets], object], raw: bool) -> int:
         self._stager.join()
-        found = recover(self._session, self._member, self._place.world_size, want, raw)
+        found = recover(self._session, self._member, self._place.rank, self._place.world_size, want, raw)
         if found is None:
             return 0
         info, progress = found
@@ -222,7 +240,7 @@ class Checkpointer:
         if state is not None:
             return self._collector.collect([Part(PROGRESS, progress), Part(STATE, dict(state), whole=None)])
         parts = [Part(PROGRESS, progress), Part(rng.FQN, rng.capture(), scope="rank")]
-        return self._collector.collect(parts + [part_of(name, thing) for name, thing in self._parts.items()])
+        return self._collector.collect(parts + self._trees(self._parts, self._names))
 
     def steps(self, total: int) -> Iterator[int]:
         """Restore, then yield the steps to do, up to ``total``; saves as scheduled, and after the last one in any case."""

@@ -151,7 +151,7 @@ class Hidden:
     def _choose(self, plan: Plan, found: Collected, pinned: bool) -> _Chosen:
         names = set(self._candidates) - self._exposed
         wanted = [at for at, piece in enumerate(plan.pieces) if piece.fqn in names]
-        wanted = [at for at in wanted if plan.pieces[at].item.capacity >= HIDE_BYTES_MIN]
+        wanted = [at for at in wanted if plan.pieces[at].nbytes >= HIDE_BYTES_MIN]
         sources = plan.sources(found, wanted)
         host = [at for at, source in zip(wanted, sources, strict=True) if source.is_cpu]
         cuda = [at for at, source in zip(wanted, sources, strict=True) if source.is_cuda and pinned]

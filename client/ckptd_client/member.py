@@ -7,9 +7,9 @@ import time
 from typing import Final
 
 from ckptd_client.errors import CkptdError, ConfigError, DaemonUnavailableError, ProtocolError, RestoreError
-from ckptd_client.messages import PROTOCOL_VERSION, Gen, Hello, Message, RestoreAsk, RestoreInfo, RestoreReport
+from ckptd_client.messages import PROTOCOL_VERSION, Enter, Gen, Hello, Message, RestoreAsk, RestoreInfo, RestoreReport
 from ckptd_client.place import Place
-from ckptd_client.session import ASK_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Pending, Session
+from ckptd_client.session import ASK_SECONDS, CONNECT_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Pending, Session
 
 _log = logging.getLogger("ckptd")
 _NO_GENERATION: Final = (0, 0)
@@ -37,10 +37,27 @@ class Member:
             self.generation if self.joined else _NO_GENERATION, self.base_seq,
         )  # fmt: skip
 
-    def ask(self) -> RestoreInfo:
-        """What the generation restores; waits until every rank has asked. Raises what the daemon answers."""
+    def enter(self, place: Place) -> None:
+        """This process is in another world from now on. Raises DaemonUnavailableError and its kin when no daemon is there."""
+        self._place = place
+        self.forget()
+        self.joined, self.generation, self.base_seq = False, _NO_GENERATION, 0
+        if self.session.connected:
+            self.session.send(Enter(place.world_key, place.rank, place.world_size))
+        else:
+            self.session.connect(CONNECT_SECONDS)
+
+    def withdraw(self) -> None:
+        """This process waits for no world any more. Raises DaemonUnavailableError."""
+        self.session.send(Enter("", 0, 1))
+
+    def ask(self, bare: bool = False, timeout_seconds: float = ASK_SECONDS) -> RestoreInfo:
+        """What the generation restores (``bare``: without what is in it); waits until every rank has asked.
+
+        Raises what the daemon answers.
+        """
         if self.info is None:
-            reply, _ = self.session.request(RestoreAsk(self.session.next_id()), ASK_SECONDS)
+            reply, _ = self.session.request(RestoreAsk(self.session.next_id(), bare), timeout_seconds)
             self._take_info(reply)
         assert self.info is not None
         return self.info
@@ -50,13 +67,13 @@ class Member:
             raise ProtocolError(f"the daemon answered RestoreAsk with {type(reply).__name__}")
         self.info, self.generation = reply, reply.generation
 
-    def report(self, error: str) -> None:
+    def report(self, error: str, timeout_seconds: float = REPORT_SECONDS) -> None:
         """Tell the daemon that this rank has its part, and wait for the others; an error is told without waiting."""
         report = RestoreReport(self.session.next_id(), error[:2000])
         try:
             pending = self.session.begin(report)
             if not error:
-                pending.take(REPORT_SECONDS)
+                pending.take(timeout_seconds)
                 self.joined = True
         except DaemonUnavailableError as lost:
             if not error:
@@ -80,7 +97,7 @@ class Member:
 
     def _join(self) -> bool:
         if self.info is None:
-            self._asked = self._asked or self.session.begin(RestoreAsk(self.session.next_id()))
+            self._asked = self._asked or self.session.begin(RestoreAsk(self.session.next_id(), False))
             if not self._asked.ready():
                 return False
             self._take_info(self._asked.take(0)[0])

@@ -14,8 +14,14 @@ repeats; messages without an id are events.
     RestoreCredit
     RestoreReport(id)                        Ok(id) once every rank has reported its part verified | Failed(id)
     Finished(id)                             Ok(id) | Failed(id)
-    Vacate
+    Enter, Vacate
                                              Notice
+
+    reader → daemon                          daemon → reader
+    Hello(role=reader) + pidfd               Welcome | Refused
+    ReadOpen(id)                             ReadInfo(id) | Failed(id)
+    ReadList(id)                             ReadListed(id) | Failed(id)
+    RestoreRead(id), RestoreCredit           as to a trainer
 
     anybody of this user → daemon            daemon → it
     StatusAsk, instead of Hello              StatusInfo, and the end
@@ -42,7 +48,9 @@ from ckptd_client.packing import plain_fields, reader
 
 PROTOCOL_VERSION = 1
 MESSAGE_BYTES = 64 << 20
-ROLES = ("trainer", "agent")
+WORLD_MAX = 1 << 20  # ranks
+ONE_SAVE = "save-"  # what the key of a world begins with that is there for one snapshot
+ROLES = ("trainer", "agent", "reader")
 
 T = typing.TypeVar("T")
 
@@ -100,6 +108,8 @@ _COPY = struct.Struct("<4q")
 @dataclass(frozen=True, slots=True)
 class Hello:
     """First message. A trainer names its place in its world; ``world_key`` is "ADDR:PORT" of its master, unique when alone.
+
+    A reader only says its rank, to be given what was stored for that one.
 
     After a reconnect ``generation`` is the one that the trainer was told, else (0, 0), and ``base_seq`` is 1 + the log number
     of the commit that it restored from, 0 when it restored none.
@@ -198,6 +208,18 @@ class Vacate:
 
 
 @dataclass(frozen=True, slots=True)
+class Enter:
+    """This process has finished in its world, or waits for it no more, and is part of another one now, or of none (no key).
+
+    Its arena stays if its place is the same.
+    """
+
+    world_key: str
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """Slot ``slot`` holds the whole state after ``step`` steps, as its marks say.
 
@@ -244,9 +266,10 @@ class Aborted:
 
 @dataclass(frozen=True, slots=True)
 class RestoreAsk:
-    """What should this world restore?"""
+    """What should this world restore? ``bare``: only which, not what is in it."""
 
     id: int
+    bare: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +341,57 @@ class RestoreEnd:
     """Every byte of every want was delivered."""
 
     id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOpen:
+    """Keep a committed checkpoint readable until the connection ends or opens another: that of record ``seq``, else the last
+    one of ``step``, else (both -1) the newest.
+    """
+
+    id: int
+    step: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadInfo:
+    """It is open. ``objects`` and ``rank_objects`` are those of `RestoreInfo`, by the reader's rank; ``tensors``: how many."""
+
+    id: int
+    seq: int
+    step: int
+    world_size: int
+    objects: dict[str, bytes]
+    rank_objects: dict[str, bytes]
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadList:
+    """Which tensors, from number ``first`` on?"""
+
+    id: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored tensor, ``rank`` = -1 for global scope, and its regions with bytes as (offsets, sizes)."""
+
+    fqn: str
+    rank: int
+    dtype: str
+    shape: tuple[int, ...]
+    regions: list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadListed:
+    """Some of them, at least one while there are any left."""
+
+    id: int
+    tensors: list[Stored]
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,7 +545,7 @@ class KvValue:
 Message = (
     Hello | Welcome | Refused | Ok | Failed | Register | Registered | Resume | Resumed | Vacate | Sealed | Missed | Released
     | Durable | Aborted | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrame | RestoreCredit | RestoreEnd
-    | RestoreReport | Finished | Notice | StatusAsk | StatusInfo
+    | RestoreReport | Enter | ReadOpen | ReadInfo | ReadList | ReadListed | Finished | Notice | StatusAsk | StatusInfo
     | Join | Waiting | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
 )  # fmt: skip
 

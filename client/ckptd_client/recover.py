@@ -21,7 +21,7 @@ STATE: Final = "ckptd.state"
 
 
 def recover(
-    session: Session, member: Member, world_size: int, want: Callable[[Targets], object], raw: bool
+    session: Session, member: Member, rank: int, world_size: int, want: Callable[[Targets], object], raw: bool
 ) -> tuple[RestoreInfo, Any] | None:
     """Load the job's checkpoint into what ``want`` names, and wait until every rank has its part.
 
@@ -44,7 +44,7 @@ def recover(
     try:
         if info.loss:
             _log.error("ckptd: WORK IS LOST: %s", info.loss)
-        targets = Targets(info, world_size)
+        targets = Targets(info, rank, world_size)
         if info.seq >= 0:
             progress = _check_progress(targets, raw)
             want(targets)

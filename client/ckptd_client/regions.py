@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ckptd_client.errors import UnsupportedStateError
+from ckptd_client.errors import ConfigError, UnsupportedStateError
+from ckptd_client.placement import Cut, Holders, Mesh, box, replica_set
 
 if TYPE_CHECKING:
     import torch
@@ -41,46 +43,12 @@ _DTYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle of a global tensor. ``replicated``: all ranks of the world hold it whole."""
+    """A rectangle of a global tensor; ``holders`` are the ranks, ascending, that have the very same bytes."""
 
     shape: tuple[int, ...]
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    replicated: bool
-
-
-def chunk_bounds(length: int, pieces: int, index: int) -> tuple[int, int]:
-    """(start, size) of piece ``index`` of a dimension cut into ceil-chunks as FSDP2 does; the last ones may be empty."""
-    chunk = -(-length // pieces)
-    start = min(chunk * index, length)
-    return start, min(chunk, length - start)
-
-
-def split_replicated(items: Sequence[tuple[tuple[int, ...], int]], replicas: int) -> list[list[tuple[int, int]]]:
-    """Share items that all replicas hold: for each item, each replica's (first row, number of rows) of dimension 0.
-
-    ``items`` are (shape, bytes per element). The items' bytes in order are one line, cut in ``replicas`` equal parts, and each
-    cut is rounded to a row; a 0-dim item is one row. An item without bytes goes to replica 0. Deterministic, no communication,
-    and an exact partition (I9).
-    """
-    widths = []
-    for shape, itemsize in items:
-        row = itemsize
-        for size in shape[1:]:
-            row *= size
-        widths.append((shape[0] if shape else 1, row))
-    total = sum(rows * row for rows, row in widths)
-    cuts = [total * replica // replicas for replica in range(replicas + 1)]
-    shares, start = [], 0
-    for rows, row in widths:
-        if rows * row == 0:
-            shares.append([(0, rows)] + [(0, 0)] * (replicas - 1))
-            continue
-        edges = [min(max((2 * (cut - start) + row) // (2 * row), 0), rows) for cut in cuts]
-        edges[0], edges[-1] = 0, rows
-        shares.append([(edges[i], edges[i + 1] - edges[i]) for i in range(replicas)])
-        start += rows * row
-    return shares
+    holders: tuple[int, ...]
 
 
 def dtype_name(dtype: torch.dtype, path: str) -> str:
@@ -105,52 +73,174 @@ def is_dtensor(value: object) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+def is_sharded_tensor(value: object) -> bool:
+    """Whether it is FSDP1's ShardedTensor, without importing what makes them."""
+    module = sys.modules.get("torch.distributed._shard.sharded_tensor")
+    return module is not None and isinstance(value, module.ShardedTensor)
+
+
+def is_plain(tensor: object) -> bool:
+    """Whether it is its own memory: no container of tensors."""
+    return not hasattr(tensor, "__create_chunk_list__") and not is_sharded_tensor(tensor)  # DTensors have it, too
+
+
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory that this rank holds, without a collective and without gradient history."""
-    local: torch.Tensor = tensor._local_tensor if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
-    return local.detach()
+    """The memory that this rank holds, without a collective and without gradient history. Of several blocks the first; without
+    any the tensor itself.
+    """
+    if is_plain(tensor):
+        return tensor.detach()
+    if is_dtensor(tensor) and is_plain(tensor._local_tensor):  # type: ignore[attr-defined]
+        local: torch.Tensor = tensor._local_tensor.detach()  # type: ignore[attr-defined]
+        return local
+    blocks = blocks_of(tensor)
+    return blocks[0] if blocks else tensor
 
 
-def region_of(tensor: torch.Tensor, world_size: int, path: str) -> Region:
-    """The region that this rank holds. Raises UnsupportedStateError naming ``path`` for what can't be placed (yet)."""
-    import torch
+def block_of(tensor: Any, number: int) -> torch.Tensor:
+    """Block ``number`` of `blocks_of`."""
+    if (
+        is_dtensor(tensor) and type(tensor._local_tensor) is sys.modules["torch"].Tensor
+    ):  # in every snapshot, thousands of times
+        block: torch.Tensor = tensor._local_tensor.detach()
+        return block
+    return blocks_of(tensor)[number]
 
+
+def placement_of(tensor: Any) -> object:
+    """Equal for two containers of tensors that hold regions of the same kind in the same places."""
+    if is_dtensor(tensor):
+        local = tensor._local_tensor
+        placed = (tensor.shape, tensor.placements, tensor.device_mesh, local.shape, local.dtype, local.device, type(local))
+        return placed if is_plain(local) else (*placed, placement_of(local))
+    if is_sharded_tensor(tensor):
+        return [(shard.metadata.shard_offsets, shard.metadata.shard_sizes) for shard in tensor.local_shards()]
+    return [(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in tensor.__create_chunk_list__()]
+
+
+def blocks_of(tensor: Any) -> list[torch.Tensor]:
+    """The rectangles that this rank holds, in the order of `regions_of`."""
+    if is_plain(tensor):
+        return [tensor.detach()]
+    if is_sharded_tensor(tensor):
+        return [shard.tensor.detach() for shard in tensor.local_shards()]
+    if is_dtensor(tensor):
+        local = tensor._local_tensor
+        if not hasattr(local, "__create_chunk_list__"):
+            return [local.detach()]
+        tensor = local
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+
+    found = [
+        tensor.__get_tensor_shard__(MetadataIndex("", chunk.offsets, number))
+        for number, chunk in enumerate(tensor.__create_chunk_list__())
+        if chunk.sizes.numel()
+    ]
+    return [block.detach() for block in found]
+
+
+def regions_of(tensor: torch.Tensor, holders: Holders, rank: int, path: str) -> list[Region]:
+    """The regions that this rank holds, one for each of `blocks_of`.
+
+    ``holders``: who holds the part of the state that the tensor is in. Raises UnsupportedStateError naming ``path`` for what
+    can't be placed.
+    """
     shape = tuple(tensor.shape)
     if is_dtensor(tensor):
-        region = _dtensor_region(tensor, world_size, path)
+        regions = _dtensor_regions(tensor, holders, rank, path)
+    elif is_sharded_tensor(tensor):
+        shards = tensor.local_shards()  # type: ignore[attr-defined]
+        regions = [
+            Region(shape, tuple(shard.metadata.shard_offsets), tuple(shard.metadata.shard_sizes), (rank,)) for shard in shards
+        ]
+    elif not is_plain(tensor):
+        regions = _chunk_regions(tensor, shape, (rank,))
     else:
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        if not _is_ordinary(tensor):
             raise UnsupportedStateError(path, type(tensor).__qualname__, "this tensor subclass can't be stored")
-        region = Region(shape, (0,) * len(shape), shape, True)
-    local = local_of(tensor)
-    if type(local) not in (torch.Tensor, torch.nn.Parameter) or local.layout is not torch.strided:
-        raise UnsupportedStateError(path, type(local).__qualname__, f"only dense tensors can be stored layout={local.layout}")
-    if local.device.type == "meta":
+        regions = [Region(shape, (0,) * len(shape), shape, holders.ranks)]
+    blocks = blocks_of(tensor)
+    if len(blocks) != len(regions):
+        raise UnsupportedStateError(path, type(tensor).__qualname__, f"it has {len(blocks)} blocks for {len(regions)} regions")
+    for block, region in zip(blocks, regions, strict=True):
+        _check_block(block, region, path)
+    return regions
+
+
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def _check_block(block: torch.Tensor, region: Region, path: str) -> None:
+    import torch
+
+    kind = type(block).__qualname__
+    if not _is_ordinary(block) or block.layout is not torch.strided:
+        raise UnsupportedStateError(path, kind, f"only dense tensors can be stored layout={block.layout}")
+    if block.device.type == "meta":
         raise UnsupportedStateError(path, "meta tensor", "it has no memory yet; materialise the module first")
-    if tuple(local.shape) != region.sizes:
-        raise UnsupportedStateError(
-            path, "DTensor", f"its local shape is not what its placement says local={tuple(local.shape)} region={region.sizes}"
-        )
-    return region
+    if any(offset + size > whole for offset, size, whole in zip(region.offsets, region.sizes, region.shape, strict=True)):
+        says = f"shape={region.shape} offsets={region.offsets} sizes={region.sizes}"
+        raise UnsupportedStateError(path, kind, f"its chunk is outside of the tensor {says}")
+    if tuple(block.shape) != region.sizes:
+        says = f"local={tuple(block.shape)} region={region.sizes}"
+        raise UnsupportedStateError(path, kind, f"its local shape is not what its placement says {says}")
 
 
-def _dtensor_region(tensor: Any, world_size: int, path: str) -> Region:
+def _chunk_regions(tensor: Any, shape: tuple[int, ...], holders: tuple[int, ...]) -> list[Region]:
+    chunks = [chunk for chunk in tensor.__create_chunk_list__() if chunk.sizes.numel()]
+    return [Region(shape, tuple(chunk.offsets), tuple(chunk.sizes), holders) for chunk in chunks]
+
+
+def _dtensor_regions(tensor: Any, holders: Holders, rank: int, path: str) -> list[Region]:
+    mesh, shape = _mesh(tensor.device_mesh), tuple(tensor.shape)
+    coordinate = mesh.coordinate(rank)
+    at = tensor.device_mesh.get_coordinate()
+    if coordinate is not None and (at is None or tuple(at) != coordinate):
+        raise UnsupportedStateError(path, "DTensor", f"torch.distributed has another rank than RANK={rank} says")
+    cuts = tuple(_cut(placement, path) for placement in tensor.placements)
+    try:
+        same = replica_set(holders, mesh, cuts, rank)
+        assert coordinate is not None
+        if hasattr(tensor._local_tensor, "__create_chunk_list__"):
+            return _chunk_regions(tensor._local_tensor, shape, same)
+        offsets, sizes = box(shape, cuts, mesh.shape, coordinate)
+    except (ValueError, ConfigError) as error:
+        raise UnsupportedStateError(path, "DTensor", f"{error} placements={tensor.placements}") from error
+    return [Region(shape, offsets, sizes, same)]
+
+
+@lru_cache(maxsize=64)
+def _mesh(mesh: Any) -> Mesh:
+    return Mesh(tuple(mesh.mesh.shape), tuple(mesh.mesh.reshape(-1).tolist()))
+
+
+def mesh_of(mesh: object) -> Mesh | None:
+    """A DeviceMesh's ranks; None if it is none."""
+    module = sys.modules.get("torch.distributed.device_mesh")
+    if module is None or not isinstance(mesh, module.DeviceMesh):
+        return None
+    found: Mesh = _mesh(mesh)
+    return found
+
+
+def _cut(placement: Any, path: str) -> Cut:
     from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
 
-    mesh, placements, shape = tensor.device_mesh, tensor.placements, tuple(tensor.shape)
-    if mesh.ndim != 1 or mesh.size() != world_size or mesh.get_coordinate() is None:
-        raise UnsupportedStateError(
-            path, "DTensor", f"only a 1-D mesh over the whole world is supported so far mesh={tuple(mesh.shape)}"
-        )
-    (placement,), (at,) = placements, mesh.get_coordinate()
     if type(placement) is Replicate:
-        return Region(shape, (0,) * len(shape), shape, True)
-    if type(placement) is not Shard:
-        raise UnsupportedStateError(path, "DTensor", f"only Shard and Replicate are supported so far placement={placement}")
-    start, size = chunk_bounds(shape[placement.dim], mesh.size(), at)
-    offsets = tuple(start if dim == placement.dim else 0 for dim in range(len(shape)))
-    sizes = tuple(size if dim == placement.dim else length for dim, length in enumerate(shape))
-    return Region(shape, offsets, sizes, False)
+        return None
+    if isinstance(placement, _StridedShard):  # a Shard in some versions, and none in others
+        return placement.dim, int(placement.split_factor)
+    if type(placement) is Shard:
+        return placement.dim, 1
+    if placement.is_partial():
+        raise UnsupportedStateError(
+            path, "DTensor", f"its values are partial sums; redistribute it first placement={placement}"
+        )
+    raise UnsupportedStateError(path, "DTensor", f"this kind of placement can't be stored placement={placement}")
 
 
 def like_placed(parameter: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
@@ -164,6 +254,22 @@ def like_placed(parameter: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
         local, placed.device_mesh, placed.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
     return made
+
+
+def like_replicated(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """``whole`` as a tensor that all ranks of ``parameter``'s mesh hold."""
+    if not is_dtensor(parameter):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    made: torch.Tensor = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return made
+
+
+def is_fsdp1(parameter: object) -> bool:
+    """Whether FSDP1 has flattened this parameter: its optimizer's state then is no state of it."""
+    return bool(getattr(parameter, "_fsdp_flattened", False) or getattr(parameter, "_is_flat_param", False))
 
 
 def copy_many(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> None:

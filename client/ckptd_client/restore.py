@@ -11,11 +11,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ckptd_client.capture import plain_name, unwrap
-from ckptd_client.errors import MissingStateError, UnsupportedStateError
+from ckptd_client.errors import MissingStateError
 from ckptd_client.messages import RestoreInfo, Want
-from ckptd_client.regions import dtype_name, dtype_of, is_dtensor, like_placed, local_of, region_of
+from ckptd_client.parts import Names, plain_name, unwrap
+from ckptd_client.regions import blocks_of, dtype_name, dtype_of, like_placed, like_replicated, local_of, regions_of
+from ckptd_client.scopes import Scope, stored_objects, world
+from ckptd_client.tree import memory
 from ckptd_client.typed import TensorRef, decode, join
+from ckptd_client.union import union
 
 if TYPE_CHECKING:
     import torch
@@ -24,43 +27,66 @@ if TYPE_CHECKING:
 class Targets:
     """What to read and where to put it."""
 
-    def __init__(self, info: RestoreInfo, world_size: int) -> None:
+    def __init__(self, info: RestoreInfo, rank: int, world_size: int) -> None:
         self.info = info
+        self.rank = rank
         self.world_size = world_size
+        self._scope = world(world_size)  # of the part that is looked at
         self.wants: list[Want] = []
         self.memory: list[torch.Tensor] = []  # flat uint8 tensors, one per want
         self.finish: list[Callable[[], None]] = []  # run in order once every byte is there
-        self._stored = {fqn: (dtype, shape) for fqn, rank, dtype, shape in info.tensors if rank == -1}
+        self._stored = {(fqn, owner): (dtype, shape) for fqn, owner, dtype, shape in info.tensors if owner in (-1, rank)}
+        self._filled: dict[object, str] = {}  # FQN by memory
 
-    def tree(self, fqn: str) -> Any:
-        """The stored object of that name. Raises MissingStateError."""
-        if fqn not in self.info.objects:
-            raise MissingStateError(
-                f"the checkpoint has no part {fqn!r}; register the parts that were saved"
-                f" step={self.info.step} has={sorted(self.info.objects)}"
-            )
-        return decode(self.info.objects[fqn])
+    def tree(self, name: str, scope: Scope | None = None) -> Any:
+        """The stored tree of that part, all pieces of it in one; what is asked for next is of this part.
+
+        Raises MissingStateError, also when it was saved in another scope.
+        """
+        self._scope = scope or world(self.world_size)
+        return union(name, [decode(body) for body in stored_objects(self.info, name, self._scope, self.world_size)])
+
+    @property
+    def _owner(self) -> int:
+        return self.rank if self._scope.kind == "rank" else -1
 
     def stored(self, fqn: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """dtype and global shape. Raises MissingStateError."""
-        if fqn not in self._stored:
+        if (fqn, self._owner) not in self._stored:
             raise MissingStateError(f"the checkpoint has no tensor {fqn!r} step={self.info.step}")
-        name, shape = self._stored[fqn]
+        name, shape = self._stored[fqn, self._owner]
         dtype = dtype_of(name)
         if dtype is None:
             raise MissingStateError(f"tensor {fqn!r} has a dtype that this torch lacks dtype={name}")
         return dtype, shape
 
     def into(self, fqn: str, tensor: torch.Tensor, path: str) -> None:
-        """Fill a living tensor. Raises MissingStateError when the stored one has another shape or dtype."""
+        """Fill a living tensor. Raises MissingStateError when the stored one has another shape or dtype, or when the same
+        memory is to hold another stored tensor, too.
+        """
         dtype, shape = self.stored(fqn)
         if shape != tuple(tensor.shape) or dtype != tensor.dtype:
             raise MissingStateError(
                 f"tensor {fqn!r} is stored as {dtype_name(dtype, fqn)} {list(shape)}, but {path!r} is"
                 f" {dtype_name(tensor.dtype, path)} {list(tensor.shape)}"
             )
-        region = region_of(tensor, self.world_size, path)
-        self._want(fqn, dtype, shape, region.offsets, region.sizes, local_of(tensor))
+        regions = regions_of(tensor, self._scope.holders, self.rank, path)
+        for region, block in zip(regions, blocks_of(tensor), strict=True):
+            if block.numel() and self._is_new(fqn, block, path):
+                self._want(fqn, dtype, shape, region.offsets, region.sizes, block)
+
+    def _is_new(self, fqn: str, block: torch.Tensor, path: str) -> bool:
+        key = memory(block)
+        if key not in self._filled:
+            self._filled[key] = fqn
+            return True
+        first = self._filled[key]
+        if first != fqn:
+            raise MissingStateError(
+                f"{path!r} shares its memory with another entry here, but not in the checkpoint: there are two tensors,"
+                f" {first!r} and {fqn!r}; tie the same weights as when it was saved"
+            )
+        return False
 
     def fresh(self, fqn: str) -> torch.Tensor:
         """A new tensor on CPU, to be filled with the whole stored one."""
@@ -88,8 +114,9 @@ class Targets:
         memory = local if direct else torch.empty(sizes, dtype=dtype, device=local.device)
         if not direct:
             self.finish.append(lambda: _copy(local, memory))
-        self.wants.append(Want(fqn, -1, dtype_name(dtype, fqn), shape, offsets, sizes))
-        self.memory.append(memory.detach().reshape(-1).view(torch.uint8))
+        self.wants.append(Want(fqn, self._owner, dtype_name(dtype, fqn), shape, offsets, sizes))
+        # Not reshape(-1): a single element may have any stride, and no view as bytes then.
+        self.memory.append(memory.detach().as_strided((memory.numel(),), (1,)).view(torch.uint8))
 
 
 def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:
@@ -143,29 +170,31 @@ def merge(targets: Targets, given: Any, node: Any, path: str) -> Any:
     return materialise(targets, node)
 
 
-def target_part(targets: Targets, name: str, thing: Any) -> None:
+def target_part(targets: Targets, name: str, thing: Any, scope: Scope, names: Names) -> None:
     """Add what a registered object needs; nothing is changed yet. Raises MissingStateError or UnsupportedStateError."""
     import torch
 
-    tree = targets.tree(name)
+    tree = targets.tree(name, scope)
+    label = name + scope.label
     if isinstance(thing, torch.nn.Module):
-        _target_module(targets, name, unwrap(thing), tree)
+        _target_module(targets, label, unwrap(thing), tree, partly=bool(scope.piece))
     elif isinstance(thing, torch.optim.Optimizer):
-        _target_optimizer(targets, name, thing, tree)
+        _target_optimizer(targets, label, thing, tree, names.of(name, thing), partly=bool(scope.piece))
     else:
         state = materialise(targets, tree)
         targets.finish.append(lambda: thing.load_state_dict(state))
 
 
-def _target_module(targets: Targets, name: str, module: torch.nn.Module, tree: Any) -> None:
+def _target_module(targets: Targets, name: str, module: torch.nn.Module, tree: Any, partly: bool) -> None:
+    """``partly``: the module is a piece of what is stored."""
     import torch
 
     state = module.state_dict()
     names = {plain_name(key): key for key in state}
     surplus = sorted(set(tree) - set(names))
-    if surplus:
+    if surplus and not partly:
         raise MissingStateError(f"the checkpoint has entries for which part {name!r} has no place: {', '.join(surplus[:5])}")
-    own = {local_of(held).untyped_storage().data_ptr() for held in (*module.parameters(), *module.buffers())}
+    own = {_storage(block) for held in (*module.parameters(), *module.buffers()) for block in blocks_of(held)}
     load: dict[str, Any] = {}
     for plain, key in names.items():
         path = join(name, plain)
@@ -178,49 +207,91 @@ def _target_module(targets: Targets, name: str, module: torch.nn.Module, tree: A
             load[key] = materialise(targets, node)
             continue
         targets.into(node.fqn, value, path)
-        if local_of(value).untyped_storage().data_ptr() not in own:
+        if not all(_storage(block) in own for block in blocks_of(value)):
             load[key] = value  # a state_dict hook made a copy; filling it would change nothing
     if load:
         targets.finish.append(lambda: (module.load_state_dict(load, strict=False), None)[1])
 
 
-def _target_optimizer(targets: Targets, name: str, optimizer: torch.optim.Optimizer, tree: Any) -> None:
-    saved = tree.get("param_groups") if isinstance(tree, dict) else None
-    groups = [len(group["params"]) for group in optimizer.param_groups]
-    stored = [len(group["params"]) for group in saved] if saved is not None else None
-    if groups != stored:
-        raise MissingStateError(f"optimizer {name!r} has parameter groups of {groups} parameters, the checkpoint has {stored}")
+def _storage(block: torch.Tensor) -> int:
+    return block.untyped_storage().data_ptr()
+
+
+def _target_optimizer(
+    targets: Targets, name: str, optimizer: torch.optim.Optimizer, tree: Any, names: list[str] | None, partly: bool
+) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    saved = tree.get("param_groups") if isinstance(tree, dict) else None
+    if saved is None:
+        raise MissingStateError(f"part {name!r} was saved from something that is no optimizer")
+    groups, places = by_number(name, saved, sizes, names, partly)
     state: dict[int, dict[str, Any]] = {}
-    for index, entries in tree["state"].items():
-        if not 0 <= index < len(parameters):
+    for key, entries in tree["state"].items():
+        index = places.get(key, -1)
+        if index >= 0:
+            state[index] = {
+                entry: _for_parameter(targets, node, parameters[index])
+                if isinstance(node, TensorRef)
+                else materialise(targets, node)
+                for entry, node in entries.items()
+            }
+        elif not partly:
             raise MissingStateError(
-                f"the checkpoint has state for parameter {index} of optimizer {name!r}, which has {len(parameters)}"
+                f"the checkpoint has state for parameter {key!r} of optimizer {name!r}, which has no such one"
             )
-        state[index] = {
-            key: _for_parameter(targets, node, parameters[index]) if isinstance(node, TensorRef) else materialise(targets, node)
-            for key, node in entries.items()
-        }
-    rest = {key: materialise(targets, node) for key, node in tree.items() if key != "state"}
+    rest = {key: materialise(targets, node) for key, node in tree.items() if key not in ("state", "param_groups")}
+    rest["param_groups"] = [materialise(targets, group) for group in groups]
     targets.finish.append(lambda: _load_optimizer(optimizer, parameters, {**rest, "state": state}))
 
 
+def by_number(
+    name: str, saved: list[dict[str, Any]], sizes: list[int], names: list[str] | None, partly: bool
+) -> tuple[list[dict[str, Any]], dict[Any, int]]:
+    """Stored groups as those of an optimizer with groups of ``sizes`` parameters of these names, and each stored key's number.
+
+    Raises MissingStateError when parameters are missing or too many, or are grouped otherwise.
+    """
+    by_name = [isinstance(group["params"], str) for group in saved]
+    if not any(by_name):
+        stored = [len(group["params"]) for group in saved]
+        if sizes != stored:
+            raise MissingStateError(
+                f"optimizer {name!r} has parameter groups of {sizes} parameters, the checkpoint has {stored}"
+            )
+        return saved, {number: number for number in range(sum(sizes))}
+    if names is None:
+        raise MissingStateError(
+            f"optimizer {name!r} was saved by the names of its parameters; register the modules that they belong to"
+        )
+    home = {one: at for at, group in enumerate(saved) for one in group["params"].split("\n") if one}
+    absent = [one for one in names if one not in home]
+    surplus = sorted(set(home) - set(names))
+    if absent or (surplus and not partly):
+        what, which = ("no state", absent) if absent else ("state", surplus)
+        raise MissingStateError(f"the checkpoint has {what} for parameters of optimizer {name!r}: {', '.join(which[:5])}")
+    groups, start = [], 0
+    for number, size in enumerate(sizes):
+        mine = range(start, start + size)
+        homes = {home[names[at]] for at in mine} or {min(number, len(saved) - 1)}
+        if len(homes) > 1:
+            raise MissingStateError(f"optimizer {name!r} has in its group {number} what is in several groups of the checkpoint")
+        groups.append({**saved[homes.pop()], "params": list(mine)})
+        start += size
+    return groups, {one: at for at, one in enumerate(names)}
+
+
 def _for_parameter(targets: Targets, ref: TensorRef, parameter: torch.Tensor) -> torch.Tensor:
-    """A new tensor for one entry of a parameter's state: placed as the parameter is, if it has its shape."""
+    """A new tensor for one entry of a parameter's state: placed as the parameter is, if it has its shape, else replicated."""
     import torch
 
     dtype, shape = targets.stored(ref.fqn)
-    if not shape:
-        return targets.fresh(ref.fqn)
-    if shape == tuple(parameter.shape):
+    if shape == tuple(parameter.shape) and shape:
         made = like_placed(parameter, torch.empty_like(local_of(parameter), dtype=dtype))
         targets.into(ref.fqn, made, ref.fqn)
         return made
-    if is_dtensor(parameter):
-        raise UnsupportedStateError(
-            ref.fqn, "DTensor", f"state of another shape than its sharded parameter's is not supported yet {shape}"
-        )
-    return targets.fresh(ref.fqn)
+    made = targets.fresh(ref.fqn)
+    return like_replicated(parameter, made.to(local_of(parameter).device)) if shape else made
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], state: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,7 +30,6 @@ from ckptd_client.messages import (
     Resumed,
     Sealed,
 )  # fmt: skip
-from ckptd_client.place import Place
 from ckptd_client.session import REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
 from ckptd_client.tree import Collected
 
@@ -63,8 +63,9 @@ class Stager:
     The arena outlives the connection: a new daemon is told of it and takes over what is sealed in it.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, plan: Callable[[Collected], Plan]) -> None:
+        """``plan`` makes the layout of a state that has another structure than the last one. It may raise."""
+        self._plan_for = plan
         self.session: Session
         self.changed = threading.Condition()
         self.handles: dict[int, Handle] = {}
@@ -196,7 +197,7 @@ class Stager:
         plan = self._plan
         if plan is None or not plan.fits(found):
             self.join()  # a device may write to the arena that goes
-            self._plan = plan = Plan(found, self._place.rank, self._place.world_size)
+            self._plan = plan = self._plan_for(found)
             with self.changed:
                 self.arena, self._pending = None, None
         return self.arena is not None or self._register(plan, wait or not self.ever_registered)
@@ -242,10 +243,11 @@ class Stager:
                 _log.warning("ckptd: each snapshot from the GPU stops training for as long as its copy takes: %s", error)
             self._pinning_failed = True
 
-    def stage(self, step: int, generation: Gen, found: Collected, wait: bool, hide: bool) -> Handle | None:
+    def stage(self, step: int, generation: Gen, found: Collected, wait: bool, hide: bool, hold: bool = False) -> Handle | None:
         """Copy the state into a free slot and seal it; None when no slot is free and ``wait`` is False.
 
-        With ``hide``, what only the optimizers write is copied behind the training, and `join` seals.
+        With ``hide``, what only the optimizers write is copied behind the training, and `join` seals. With ``hold`` it is left
+        to `seal_held`, which copies the objects once more, or `drop_held`.
         """
         self.join()  # a device may still be at the one before
         with self._work:
@@ -271,9 +273,33 @@ class Stager:
             with self.changed:
                 self.handles[step], self._where[step] = handle, (arena.id, slot)
             self._under = under
-        if under.copy is None:
+        if under.copy is None and not hold:
             self.join()
         return handle
+
+    def seal_held(self, found: Collected) -> None:
+        """Seal what was staged with ``hold``, with these objects. Raises SaveError when they have outgrown their places."""
+        with self._joining:
+            under = self._under
+            if under is not None:
+                under.lengths = under.plan.copy_objects(under.arena, under.slot, found)
+        self.join()
+
+    def drop_held(self, reason: str) -> None:
+        """Give up what was staged with ``hold``, if there is any."""
+        with self._joining:
+            under, self._under = self._under, None
+            if under is not None:
+                self._give_up(under, reason)
+
+    def move(self) -> None:
+        """This process has another place in its world now: its arena is no more its own."""
+        with self.changed:
+            if self._plan is not None:
+                self._plan.drop_views()
+            self._plan = self.arena = self._pending = None
+            self._layout = -1
+            self._free.clear()
 
     def _copy(
         self,

@@ -20,7 +20,8 @@ from operator import attrgetter, eq
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptd_client.errors import UnsupportedStateError
-from ckptd_client.regions import is_dtensor, local_of
+from ckptd_client.placement import Holders
+from ckptd_client.regions import blocks_of, is_plain, local_of, placement_of
 from ckptd_client.typed import BYTES_MAX, DEPTH_MAX, TensorRef, encode, encode_key, join, opening
 
 if TYPE_CHECKING:
@@ -33,12 +34,22 @@ _dtype, _shape, _device, _layout = (attrgetter(name) for name in ("dtype", "shap
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One named piece of state. ``whole`` are dotted paths of tensors that the lowest rank stores whole (None: all of them)."""
+    """One named piece of state. ``whole`` are dotted paths of tensors that the lowest holder stores whole (None: all of them).
+
+    ``holders`` (None: all ranks) have it alike; the lowest stores the tree, as object ``object`` (by default ``name``).
+    """
 
     name: str
     tree: object
     scope: str = "global"
     whole: frozenset[str] | None = frozenset()
+    holders: Holders | None = None
+    object: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(FQN, scope) of its object."""
+        return self.object or self.name, self.scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,8 @@ class _Known:
     """What is known of a part: its tree, and its encoding in pieces, of which each `_Leaf` stands for what it encodes to."""
 
     name: str
-    scope: str
+    key: tuple[str, str]
+    first: int  # the rank that stores the tree of a global one
     tree: _Child
     pieces: list[bytes | _Leaf]
 
@@ -121,7 +133,9 @@ class _Known:
 class Structure:
     """Equal while a layout plan holds. ``names``: FQN → index in the walk's tensors, each memory once, in order of the walk."""
 
-    objects: list[tuple[str, str]] = field(default_factory=list)  # (fqn, scope)
+    objects: list[tuple[str, str]] = field(default_factory=list)  # (fqn, scope) of each part's
+    holders: list[Holders | None] = field(default_factory=list)  # of each part
+    home: dict[str, int] = field(default_factory=dict)  # FQN → number of its part
     names: dict[str, int] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
     tied: list[tuple[int, int]] = field(default_factory=list)  # (index, index of the first name)
@@ -140,8 +154,8 @@ class Structure:
         self.shapes.append(tensor.shape)
         self.devices.append(tensor.device)
         self.layouts.append(tensor.layout)
-        if is_dtensor(tensor):
-            self.placed.append((index, _placement(tensor)))
+        if not is_plain(tensor):
+            self.placed.append((index, placement_of(tensor)))
         return index
 
     def holds(self, tensors: list[Any]) -> bool:
@@ -152,7 +166,7 @@ class Structure:
             and all(map(eq, map(_shape, tensors), self.shapes))
             and all(map(eq, map(_device, tensors), self.devices))
             and all(map(eq, map(_layout, tensors), self.layouts))
-            and all(_placement(tensors[index]) == placed for index, placed in self.placed)
+            and all(placement_of(tensors[index]) == placed for index, placed in self.placed)
             and all(_memory(tensors[index]) == _memory(tensors[first]) for index, first in self.tied)
         )
 
@@ -181,7 +195,7 @@ class Collector:
         return self._follow(parts) or self._walk(parts)
 
     def _follow(self, parts: Sequence[Part]) -> Collected | None:
-        if [(part.name, part.scope) for part in parts] != self._structure.objects:
+        if [part.key for part in parts] != self._structure.objects or [p.holders for p in parts] != self._structure.holders:
             return None
         tensors: list[Any] = []
         every: list[list[object]] = []
@@ -203,7 +217,8 @@ class Collector:
         known, every = [], []
         for part in parts:
             tree, pieces = walk.part(part)
-            known.append(_Known(part.name, part.scope, tree, pieces))
+            first = part.holders.ranks[0] if part.holders is not None else 0
+            known.append(_Known(part.name, part.key, first, tree, pieces))
             every.append(walk.leaves)
         bodies = self._encode(zip(known, every, strict=True), check=True)
         if walk.structure != self._structure:
@@ -215,11 +230,12 @@ class Collector:
         """The objects that this rank stores; with ``check`` the others are encoded, too, to see whether they can be."""
         bodies = {}
         for known, leaves in parts:
-            mine = known.scope == "rank" or self._rank == 0
+            fqn, scope = known.key
+            mine = scope == "rank" or self._rank == known.first
             if mine or check:
                 body = known.encode(leaves)
                 if mine:
-                    bodies[known.name] = body
+                    bodies[fqn] = body
         return bodies
 
 
@@ -232,13 +248,14 @@ class _Walk:
         self.leaves: list[object] = []
         self._part = Part("", None)
         self._names: set[str] = set()
-        self._seen: dict[int, str] = {}
+        self._seen: dict[object, str] = {}
         torch = sys.modules.get("torch")
         self._tensor: Any = torch.Tensor if torch is not None else ()
 
     def part(self, part: Part) -> tuple[_Child, list[bytes | _Leaf]]:
         self._part, self.leaves = part, []
-        self.structure.objects.append((part.name, part.scope))
+        self.structure.objects.append(part.key)
+        self.structure.holders.append(part.holders)
         child, values, pieces = self._visit(part.tree, "", 0)
         self.leaves = values
         return child, _merged(pieces)
@@ -284,11 +301,13 @@ class _Walk:
         self.tensors.append(tensor)
         at = address(tensor)
         if at:
-            first = self._seen.setdefault(at, fqn)
+            # Whoever holds the one name must hold the other.
+            first = self._seen.setdefault((at, self._part.scope, self._part.holders), fqn)
             if first != fqn and _memory(self.tensors[self.structure.names[first]]) == _memory(tensor):
                 self.structure.tied.append((index, self.structure.names[first]))
                 return first
         self.structure.names[fqn] = index
+        self.structure.home[fqn] = len(self.structure.objects) - 1
         if self._part.whole is None or path in self._part.whole:
             self.structure.whole.add(fqn)
         return fqn
@@ -309,8 +328,8 @@ def _merged(pieces: list[bytes | _Leaf]) -> list[bytes | _Leaf]:
 
 def address(tensor: Any) -> int:
     """Where its local memory starts; 0 for what has none of its own."""
-    local = tensor._local_tensor if is_dtensor(tensor) else tensor
-    if local.is_cpu or local.is_cuda:
+    local = local_of(tensor)
+    if is_plain(local) and (local.is_cpu or local.is_cuda):
         start: int = local.data_ptr() if local.layout is sys.modules["torch"].strided and local.numel() else 0
         return start
     return 0
@@ -318,11 +337,9 @@ def address(tensor: Any) -> int:
 
 def _memory(tensor: torch.Tensor) -> object:
     """Equal for two names of one memory seen in the same way."""
-    local = local_of(tensor)
-    placed = _placement(tensor) if is_dtensor(tensor) else None
-    return (local.data_ptr(), local.dtype, local.shape, local.stride(), local.device, local.is_conj(), local.is_neg(), placed)
+    return tuple(map(memory, blocks_of(tensor))), None if is_plain(tensor) else placement_of(tensor)
 
 
-def _placement(tensor: Any) -> object:
-    local = tensor._local_tensor
-    return (tensor.shape, tensor.placements, tensor.device_mesh, local.shape, local.dtype, local.device, type(local))
+def memory(block: torch.Tensor) -> object:
+    """Equal for two views of the very same bytes."""
+    return (block.data_ptr(), block.dtype, block.shape, block.stride(), block.device, block.is_conj(), block.is_neg())

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from ckptd_client import connect
 from ckptd_client.errors import UnsupportedStateError
-from ckptd_client.regions import region_of
+from ckptd_client.placement import Holders
+from ckptd_client.regions import regions_of
 
 # torch 2.13: the destructor of DDP's reducer takes gloo's lock while it holds the GIL, and may wait for ever for a gloo thread
 # that has the lock and wants the GIL. So no model is destroyed before the process ends.
@@ -77,22 +78,21 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, rank: int) -
 
 def check_regions(world: int) -> None:
     mesh = init_device_mesh("cpu", (world,))
+    everybody = Holders(tuple(range(world)))
     for rows in range(8):
         for placement in (Shard(0), Shard(1), Replicate()):
             whole = torch.arange(rows * 5).view(rows, 5)
             tensor = distribute_tensor(whole, mesh, [placement])
-            region = region_of(tensor, world, "x")
+            (region,) = regions_of(tensor, everybody, dist.get_rank(), "x")
             cut = tuple(slice(o, o + s) for o, s in zip(region.offsets, region.sizes, strict=True))
             assert torch.equal(whole[cut], tensor.to_local()), (rows, placement, region)
-            assert region.shape == (rows, 5) and region.replicated == (placement == Replicate())
-    flat = init_device_mesh("cpu", (world, 1))
+            assert region.shape == (rows, 5) and (region.holders == everybody.ranks) == (placement == Replicate())
     for odd in (
         DTensor.from_local(torch.ones(2), mesh, [Partial()]),
-        DTensor.from_local(torch.ones(2), flat, [Shard(0), Replicate()]),
         DTensor.from_local(torch.ones(4), mesh, [Shard(0)], shape=torch.Size([3 * world]), stride=(1,)),
     ):
         try:
-            region_of(odd, world, "some.path")
+            regions_of(odd, everybody, dist.get_rank(), "some.path")
         except UnsupportedStateError as error:
             assert error.path == "some.path"
         else:

@@ -54,6 +54,13 @@ def lbfgs(net: Net) -> list[torch.optim.Optimizer]:
     return [torch.optim.LBFGS([p for p in net.parameters() if p.requires_grad], max_iter=2, history_size=2)]
 
 
+def by_name(net: Net, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state as it is stored: under the names of the parameters."""
+    names = {id(parameter): f"net.{name}" for name, parameter in net.named_parameters()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return {"state": {order[number]: entries for number, entries in optimizer.state_dict()["state"].items()}}
+
+
 class Training:
     """One model, its optimizers, and what its state was at each step."""
 
@@ -83,7 +90,7 @@ class Training:
 
         walk(self.net.state_dict(), "net")
         for i, one in enumerate(self.optimizers):
-            walk(one.state_dict(), f"optimizer{i}")
+            walk(by_name(self.net, one), f"optimizer{i}")
         del found["net.second.weight"]  # tied
         return found
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_client.regions import chunk_bounds, split_replicated
+from ckptd_client.placement import chunk_bounds, split_replicated
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 items = st.lists(st.tuples(shapes, st.sampled_from([1, 2, 4, 8])), max_size=12)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from chaos.planes import raw_bytes_of
 from ckptd.codec import entropy, planes
+from ckptd.codec import pairs as pairs_module
 from ckptd.codec import split as split_module
 from ckptd.codec.entropy import DIRECT, DirectZstd, PublicZstd, Zstd
 from ckptd.codec.frames import decode_into, encode_into
@@ -48,7 +49,8 @@ def built(zstd: Callable[[], Zstd], compiled: bool) -> Iterator[None]:
     """As if that had been at hand when ckptd and zstandard were built."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planes._contexts, "zstd", zstd())
-        patch.setattr(split_module, "COMPILED", compiled and split_module.COMPILED)
+        for module in (split_module, pairs_module):
+            patch.setattr(module, "COMPILED", compiled and module.COMPILED)
         yield
 
 
@@ -171,11 +173,47 @@ def test_a_head_that_does_not_fit_is_refused(zstd: Callable[[], Zstd], stored: b
         decoded(PLANES, stored, raw_bytes)
 
 
-@given(st.integers(0, len(STORED) - 1), st.integers(1, 255), st.sampled_from(ZSTDS))
-def test_a_damaged_byte_is_other_bytes_or_corrupt_never_more(at: int, flip: int, zstd: Callable[[], Zstd]) -> None:
-    damaged = bytearray(STORED)
-    damaged[at] ^= flip
-    with built(zstd, True):
+def _resized(at: int, size: int, missing: int, aside: bytes) -> bytes:
+    """PAIRED with other bytes aside, its sizes in order."""
+    change = len(aside) - missing
+    head = PAIRED[:4] + struct.pack("<I", size + change) + PAIRED[8 : at + 1] + struct.pack("<I", missing + change)
+    return head + aside + PAIRED[at + 5 + missing :]
+
+
+PAIRED = encoded(RNG.normal(size=1 << 14).astype("<f4").tobytes(), "float32")[1]
+
+
+@pytest.mark.parametrize("zstd", ZSTDS)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_plane_of_pairs_that_does_not_fit_is_refused(zstd: Callable[[], Zstd], compiled: bool) -> None:
+    [size] = struct.unpack_from("<I", PAIRED, 4)
+    at = len(PAIRED) - size
+    [missing] = struct.unpack_from("<I", PAIRED, at + 1)
+    short = PAIRED[:4] + struct.pack("<I", 4) + PAIRED[8 : at + 4]
+    assert PAIRED[:4] == bytes([4, 1, 8, 8]) and missing > 0
+    with built(zstd, compiled):
+        for damaged in (
+            PAIRED[:3] + b"\0" + PAIRED[4:],
+            PAIRED[:3] + b"\x0c" + PAIRED[4:],
+            PAIRED[: at + 1] + struct.pack("<I", 1 << 31) + PAIRED[at + 5 :],
+            PAIRED[: at + 1] + struct.pack("<I", missing - 1) + PAIRED[at + 5 :],
+            short,
+            # A byte fewer aside than the halves ask for, and one more, with sizes that agree.
+            _resized(at, size, missing, PAIRED[at + 5 : at + 4 + missing]),
+            _resized(at, size, missing, PAIRED[at + 5 : at + 5 + missing] + b"\0"),
+        ):
+            with pytest.raises(CorruptError):
+                decoded(PLANES, damaged, RAW_BYTES)
+        assert len(decoded(PLANES, PAIRED, RAW_BYTES)) == RAW_BYTES
+
+
+@given(st.sampled_from([STORED, PAIRED]), st.floats(0, 1), st.integers(1, 255), st.sampled_from(ZSTDS), st.booleans())
+def test_a_damaged_byte_is_other_bytes_or_corrupt_never_more(
+    stored: bytes, place: float, flip: int, zstd: Callable[[], Zstd], compiled: bool
+) -> None:
+    damaged = bytearray(stored)
+    damaged[-1 - int(place * (len(stored) - 1))] ^= flip  # the shorter the more, and the coded plane is last
+    with built(zstd, compiled):
         try:
             assert len(decoded(PLANES, bytes(damaged), RAW_BYTES)) == RAW_BYTES
         except CorruptError:

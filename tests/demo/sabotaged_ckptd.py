@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ckptd.cli import main
 from ckptd.commit.catalog import catalog
 from ckptd.commit.log import CommitLog
-from ckptd.daemon import restores
+from ckptd.daemon import restores, together
 from ckptd.model.index import Index
 from ckptd.model.layout import Layout
 from ckptd.restore.plan import FrameRead, plan
@@ -35,12 +35,12 @@ async def _older(self: restores.Restores, message: pb.RestoreTarget) -> None:
 
 
 def _swapped(layout: Layout, index: Index, wants: Sequence[Want]) -> list[FrameRead]:
-    number, size = next((n, want.sizes[0] * want.sizes[1] * 4) for n, want in enumerate(wants) if want.fqn == PARAMETER)
-
+    sizes = {n: want.sizes[0] * want.sizes[1] * 4 for n, want in enumerate(wants) if want.fqn == PARAMETER}
     reads = plan(layout, index, wants)
     for read in reads:
-        mine = read.copies[:, 1] == number
-        read.copies[mine, 2] = (read.copies[mine, 2] + size // 2) % size
+        for number, size in sizes.items():
+            mine = read.copies[:, 1] == number
+            read.copies[mine, 2] = (read.copies[mine, 2] + size // 2) % size
     return reads
 
 
@@ -48,5 +48,5 @@ if __name__ == "__main__":
     if sys.argv.pop(1) == "older":
         restores.Restores.targeted = _older  # type: ignore[method-assign]
     else:
-        restores.plan = _swapped
+        together.plan = _swapped
     main()

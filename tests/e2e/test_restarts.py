@@ -62,6 +62,7 @@ def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
         )
         pids = [rank.pid for rank in world.ranks]
         world.wait_event("step", step=EVERY, staged=True)
+        world.wait_event("step", step=EVERY + 2)  # by now every rank has sealed it: the next step's optimizer joins the copy
         ends = [("a", signal.SIGKILL), ("b", signal.SIGKILL), (rng.choice("ab"), signal.SIGTERM)]
         for name, how in rng.sample(ends, 3):
             renew(job, name, how, rng.uniform(0.0, 1.0))

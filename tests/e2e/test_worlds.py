@@ -30,6 +30,9 @@ def test_sharded_worlds_of_three_two_and_one(tmp_path: Path) -> None:
         again = job.world(3, ["--mode", "fsdp2", "--until", "12", "--durable"]).wait()
         plain = job.world(1, ["--mode", "plain", "--until", "16", "--durable"]).wait()
         assert [entry.step for entry in job.commits()] == [4, 8, 12, 16]
+        fetched = [line.event for line in job.cluster.output if line.event.get("event") == "fetched"]
+    # the three ranks on one node were given what they want by one fetch, then the plain process by another
+    assert [sorted(one["ranks"]) for one in fetched[-2:]] == [[0, 1, 2], [0]]  # type: ignore[call-overload]
     (tmp_path / "undisturbed").mkdir()
     with Job(tmp_path / "undisturbed", every=1000) as job:
         undisturbed = losses(job.world(3, ["--mode", "fsdp2", "--until", "16"]).wait())

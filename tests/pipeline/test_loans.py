@@ -10,20 +10,39 @@ import pytest
 from ckptd.pipeline.loans import Bodies, Loan, all_returned
 
 
-def test_a_body_is_used_again_when_nothing_refers_to_it() -> None:
-    bodies = Bodies(10_000)
-    first = bodies.take()
+async def test_a_body_is_used_again_when_nothing_refers_to_it() -> None:
+    bodies = Bodies(10_000, 2)
+    first = await bodies.take()
     first[:5] = b"first"
     piece = first[:5]
     first.release()
-    second = bodies.take()
+    second = await bodies.take()
     second[:5] = b"other"
     assert piece == b"first"
-    piece.release()
-    third = bodies.take()
+    waiting = asyncio.create_task(bodies.take())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()  # there is no third, however long the first is read
+    await asyncio.to_thread(piece.release)
+    third = await asyncio.wait_for(waiting, 10)
     assert third[:5] == b"first"  # the very memory
     assert second[:5] == b"other"
     assert third.nbytes == 10_000
+
+
+async def test_a_body_that_only_a_cycle_holds_is_collected() -> None:
+    class Node:
+        pass
+
+    bodies = Bodies(100, 1)
+    node = Node()
+    node.me, node.part = node, await bodies.take()  # type: ignore[attr-defined]
+    del node
+    gc.disable()
+    try:
+        await asyncio.wait_for(bodies.take(), 10)
+    finally:
+        gc.enable()
 
 
 async def test_a_loan_is_over_when_the_last_view_is_gone() -> None:

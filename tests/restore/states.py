@@ -20,7 +20,7 @@ from ckptd.pipeline.write import RankSource, WriteOptions, write_part
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
-from ckptd.store.base import Store
+from ckptd.store.base import Bytes, Store
 from ckptd.store.directory import DirectoryStore
 from ckptd_client.messages import Copy, Item, Want
 
@@ -145,6 +145,23 @@ class Ring:
     async def acquire(self) -> tuple[int, memoryview]:
         number = await self.free.get()
         return number, self.memory[number]
+
+
+class CountingStore(DirectoryStore):
+    """Remembers what was read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.gets: list[tuple[str, int, int]] = []  # (key, start, end)
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
+        body = await super().get(key, start, end)
+        self.gets.append((key, start, start + len(body)))
+        return body
+
+    def read_bytes(self, suffix: str = "") -> int:
+        """Of objects with such a name."""
+        return sum(end - start for key, start, end in self.gets if key.endswith(suffix))
 
 
 async def opened(root: Path, manifest: str) -> tuple[DirectoryStore, Checkpoint]:

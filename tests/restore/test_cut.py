@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd.restore.cut import Boxes, boxes, common, disjoint, runs
+from ckptd.restore.cut import Boxes, boxes, common, disjoint, grid_cells, near, overlaps, runs
 
 Shape = tuple[int, ...]
 Box = tuple[Shape, Shape]  # (offsets, sizes)
@@ -100,3 +100,39 @@ def test_shards_along_any_dimension_are_seen_to_be_disjoint() -> None:
         parts = together([(cuts[i], sizes[i]) for i in order])
         assert disjoint(np.zeros(4, np.int64), parts, 1).tolist() == [True]
         assert disjoint(np.zeros(5, np.int64), together([(cuts[i], sizes[i]) for i in [*order, 1]]), 1).tolist() == [False]
+
+
+@given(pairs(), st.integers(1, 3))
+def test_near_leaves_out_none_that_meets(found: list[tuple[Shape, Box, Box, int]], repeat: int) -> None:
+    """As of one tensor of 4 dimensions; how many it leaves is no promise, so only a row of them is asked for below."""
+    stored, wanted = together([a for _, a, _, _ in found] * repeat), together([b for _, _, b, _ in found])
+    nearby = near(stored, wanted)
+    for number in range(len(found)):
+        begin, count = int(nearby.begin[number]), int(nearby.count[number])
+        rows = nearby.rows[begin : begin + count].tolist()
+        assert len(set(rows)) == count
+        one = wanted.take(np.array([number] * len(stored.low)))
+        assert set(np.flatnonzero((common(stored, one).size > 0).all(axis=1)).tolist()) <= set(rows)
+
+
+def test_near_leaves_few_of_rows_and_of_columns() -> None:
+    for dim in (0, 1):
+        low = np.zeros((1000, 2), np.int64)
+        low[:, dim] = np.arange(1000) * 2
+        size = np.full((1000, 2), 2000)
+        size[:, dim] = 2
+        wanted = low[[3, 500]]
+        assert near(Boxes(low, size), Boxes(wanted, size[:2])).count.tolist() == [1, 1]
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 4), st.integers(1, 3)] * 2), max_size=6))
+def test_overlaps(found: list[tuple[int, int, int, int]]) -> None:
+    counted = np.zeros((8, 8), int)
+    for y, height, x, width in found:
+        counted[y : y + height, x : x + width] += 1
+    parts = Boxes(
+        np.array([(y, x) for y, _, x, _ in found], np.int64).reshape(-1, 2),
+        np.array([(height, width) for _, height, _, width in found], np.int64).reshape(-1, 2),
+    )
+    assert overlaps(parts) == bool((counted > 1).any())
+    assert grid_cells(parts) <= 81

@@ -1,0 +1,172 @@
+"""What of a checkpoint is exported, and its bytes, span by span in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ckptd.errors import ConfigError, CorruptError, InterchangeError
+from ckptd.interchange.cut import cut, strides_of
+from ckptd.interchange.tree import TensorRef, decode_tree, leaves
+from ckptd.model.dtypes import OBJECT, item_bytes
+from ckptd.model.frame import MAX_FRAME_BYTES
+from ckptd.model.layout import GLOBAL, Tensor
+from ckptd.model.region import Ints
+from ckptd.pipeline.budget import ByteBudget
+from ckptd.restore.checkpoint import Checkpoint
+from ckptd.restore.fetch import READ_BYTES, fetch
+from ckptd.restore.plan import plan
+from ckptd.store.base import Store
+from ckptd_client.messages import Want
+
+SPAN_BYTES: Final = 32 << 20
+_FRAMES: Final = 8
+_OWN: Final = "ckptd."
+STATE: Final = "ckptd.state"
+MODEL: Final = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A rectangle of a stored tensor whose bytes lie in a row; ``nbytes`` of them."""
+
+    tensor: Tensor
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A checkpoint's tree as its user knows it, and its tensors by the names that stand in the tree."""
+
+    tree: dict[Any, Any]
+    tensors: dict[str, Tensor]
+
+    def tensor(self, ref: TensorRef) -> Tensor:
+        """Raises CorruptError when the checkpoint lacks what its tree names."""
+        if ref.fqn not in self.tensors:
+            raise CorruptError(f"the checkpoint's tree names a tensor that isn't there fqn={ref.fqn!r:.200}")
+        return self.tensors[ref.fqn]
+
+
+async def read_state(store: Store, checkpoint: Checkpoint) -> State:
+    """The state dict that was saved, or else the registered parts by name. What is a rank's own (its generators) isn't in it.
+
+    Raises CorruptError and what the store raises.
+    """
+    (objects,) = await checkpoint.read_objects(store, [GLOBAL])
+    if STATE in objects:
+        tree = decode_tree(objects[STATE])
+    else:
+        tree = {fqn: decode_tree(body) for fqn, body in objects.items() if not fqn.startswith(_OWN)}
+    if not isinstance(tree, dict):
+        raise CorruptError(f"the checkpoint's state is no dict but a {type(tree).__name__}")
+    tensors = {t.fqn: t for t in checkpoint.layout.tensors if t.dtype != OBJECT and t.rank == GLOBAL}
+    return State(tree, tensors)
+
+
+def part_of(state: State, name: str | None, weights: bool) -> Any:
+    """The entry ``name`` of the state; by default all of it, or for weights alone its "model" if it has one.
+
+    Raises ConfigError when there is none.
+    """
+    if name is None:
+        found = state.tree.get(MODEL) if weights else None
+        return found if isinstance(found, dict) else state.tree
+    if name not in state.tree:
+        has = ", ".join(str(key) for key in list(state.tree)[:20])
+        raise ConfigError(f"the checkpoint has no part {name!r}; it has: {has}")
+    return state.tree[name]
+
+
+def refs(tree: Any) -> dict[str, TensorRef]:
+    """The tensors of a tree by dotted path. Raises InterchangeError where two have one."""
+    found: dict[str, TensorRef] = {}
+    for path, leaf in leaves(tree):
+        if isinstance(leaf, TensorRef):
+            if path in found:
+                raise InterchangeError(
+                    f"two tensors have one dotted name, so this format can't tell them apart name={path!r:.200}"
+                )
+            found[path] = leaf
+    return found
+
+
+def spans(tensor: Tensor) -> Iterator[Span]:
+    """Its bytes in order."""
+    size_bytes = item_bytes(tensor.dtype)
+    for region in cut(tensor.shape, strides_of(tensor.shape), SPAN_BYTES // size_bytes):
+        yield Span(tensor, region.offsets, region.sizes, region.elements * size_bytes)
+
+
+async def read_spans(
+    store: Store, checkpoint: Checkpoint, wanted: Sequence[Span]
+) -> AsyncGenerator[tuple[Span, memoryview], None]:
+    """The verified bytes of each span, in the order of ``wanted``; valid until the next one is asked for.
+
+    Raises CorruptError when stored bytes don't match their hashes, and what the store raises.
+    """
+    memory = memoryview(bytearray(max((span.nbytes for span in wanted), default=0)))
+    memory = memoryview(bytearray(SPAN_BYTES)) if len(wanted) > 1 and memory.nbytes < SPAN_BYTES else memory
+    buffers = _Frames()
+    with ThreadPoolExecutor(2, thread_name_prefix="ckptd-export") as pool:
+        for batch in _batches(wanted, memory.nbytes):
+            starts = _starts(batch)
+            wants = [Want(s.tensor.fqn, s.tensor.rank, s.tensor.dtype, s.tensor.shape, s.offsets, s.sizes) for s in batch]
+            reads = plan(checkpoint.layout, checkpoint.index, wants)
+            deliver = _copier(buffers, memory, starts)
+            await fetch(store, checkpoint, reads, buffers, deliver, pool, ByteBudget(READ_BYTES))
+            for span, start in zip(batch, starts, strict=True):
+                yield span, memory[start : start + span.nbytes]
+
+
+def _batches(wanted: Sequence[Span], limit_bytes: int) -> Iterator[list[Span]]:
+    batch: list[Span] = []
+    filled = 0
+    for span in wanted:
+        if batch and filled + span.nbytes > limit_bytes:
+            yield batch
+            batch, filled = [], 0
+        batch.append(span)
+        filled += span.nbytes
+    if batch:
+        yield batch
+
+
+def _starts(batch: Sequence[Span]) -> list[int]:
+    starts, at = [], 0
+    for span in batch:
+        starts.append(at)
+        at += span.nbytes
+    return starts
+
+
+def _copier(buffers: _Frames, memory: memoryview, starts: Sequence[int]) -> Callable[[int, Ints], None]:
+    def deliver(number: int, copies: Ints) -> None:
+        frame = buffers.memory[number]
+        for offset, want, want_offset, count in copies.tolist():
+            at = starts[want] + want_offset
+            memory[at : at + count] = frame[offset : offset + count]
+        buffers.free.put_nowait(number)
+
+    return deliver
+
+
+class _Frames:
+    """Room for some frames."""
+
+    count = _FRAMES
+
+    def __init__(self) -> None:
+        self.memory = [memoryview(bytearray(MAX_FRAME_BYTES)) for _ in range(self.count)]
+        self.free: asyncio.Queue[int] = asyncio.Queue()
+        for number in range(self.count):
+            self.free.put_nowait(number)
+
+    async def acquire(self) -> tuple[int, memoryview]:
+        number = await self.free.get()
+        return number, self.memory[number]
