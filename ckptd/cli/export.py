@@ -8,7 +8,7 @@ import secrets
 from enum import StrEnum
 from pathlib import Path
 from socket import gethostname
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
@@ -19,7 +19,7 @@ from ckptd.cli.progress import Shown, progress
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import pin, unpin
 from ckptd.config import load_settings
-from ckptd.interchange.exporting import State, part_of, read_state, refs
+from ckptd.interchange.exporting import State, read_state, refs
 from ckptd.interchange.target import whole_directory, whole_file
 from ckptd.interchange.write_dcp import write_dcp
 from ckptd.interchange.write_safetensors import SHARD_BYTES, bytes_of, write_safetensors
@@ -72,25 +72,25 @@ async def _export(
     try:
         checkpoint = await open_checkpoint(store, job, entry.manifest)
         check_entry(checkpoint.manifest, entry)
-        state = await read_state(store, checkpoint)
-        tree = part_of(state, part, form is Format.SAFETENSORS)
-        total = sum(bytes_of(state.tensor(ref)) for ref in refs(tree).values())
+        state = await read_state(store, checkpoint, part, weights=form is Format.SAFETENSORS, names=form is Format.DCP)
+        tensors = refs(state.tree)
+        total = sum(bytes_of(state.tensor(ref)) for ref in tensors.values())
         with progress("exporting", total, in_bytes=True) as shown:
-            await _write(store, checkpoint, state, tree, form, output, shard, shown)
+            await _write(store, checkpoint, state, form, output, shard, shown)
     finally:
         await unpin(log, entry.n, who)
-    return f"{named(entry)} is exported: {len(refs(tree))} tensors, {decimal(total)} in {output}"
+    return f"{named(entry)} is exported: {len(tensors)} tensors, {decimal(total)} in {output}"
 
 
 async def _write(
-    store: Store, checkpoint: Checkpoint, state: State, tree: Any, form: Format, output: Path, shard: int, shown: Shown
+    store: Store, checkpoint: Checkpoint, state: State, form: Format, output: Path, shard: int, shown: Shown
 ) -> None:
     if form is Format.TORCH:
         with whole_file(output) as path:
-            await write_torch(store, checkpoint, state, tree, path, shown.advance)
+            await write_torch(store, checkpoint, state, path, shown.advance)
         return
     with whole_directory(output) as directory:
         if form is Format.DCP:
-            await write_dcp(store, checkpoint, state, tree, directory, shown.advance)
+            await write_dcp(store, checkpoint, state, directory, shown.advance)
         else:
-            await write_safetensors(store, checkpoint, state, tree, directory, shard, shown.advance)
+            await write_safetensors(store, checkpoint, state, directory, shard, shown.advance)

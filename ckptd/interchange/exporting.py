@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ckptd.errors import ConfigError, CorruptError, InterchangeError
 from ckptd.interchange.cut import cut, strides_of
+from ckptd.interchange.registered import by_name, by_number, pieces_by_part, united
 from ckptd.interchange.tree import TensorRef, decode_tree, leaves
 from ckptd.model.dtypes import OBJECT, item_bytes
 from ckptd.model.frame import MAX_FRAME_BYTES
@@ -41,9 +42,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A checkpoint's tree as its user knows it, and its tensors by the names that stand in the tree."""
+    """What of a checkpoint is exported, as its user knows it, and the tensors by the names that stand in it."""
 
-    tree: dict[Any, Any]
+    tree: Any
     tensors: dict[str, Tensor]
 
     def tensor(self, ref: TensorRef) -> Tensor:
@@ -53,34 +54,48 @@ class State:
         return self.tensors[ref.fqn]
 
 
-async def read_state(store: Store, checkpoint: Checkpoint) -> State:
+async def read_state(store: Store, checkpoint: Checkpoint, part: str | None, weights: bool, names: bool) -> State:
     """The state dict that was saved, or else the registered parts by name. What is a rank's own (its generators) isn't in it.
 
-    Raises CorruptError and what the store raises.
+    ``part`` is the one entry that is wanted; None is all of it, or for ``weights`` its "model" if it has one. With ``names``
+    registered optimizers go by the names of their parameters, as in torch's `get_state_dict()`, else by number.
+    Raises ConfigError when there is no such part, InterchangeError for pieces that are no one state, CorruptError, and what the
+    store raises.
     """
     (objects,) = await checkpoint.read_objects(store, [GLOBAL])
-    if STATE in objects:
-        tree = decode_tree(objects[STATE])
-    else:
-        tree = {fqn: decode_tree(body) for fqn, body in objects.items() if not fqn.startswith(_OWN)}
-    if not isinstance(tree, dict):
-        raise CorruptError(f"the checkpoint's state is no dict but a {type(tree).__name__}")
+    tree = _saved(objects[STATE], part, weights) if STATE in objects else _registered(objects, part, weights, names)
     tensors = {t.fqn: t for t in checkpoint.layout.tensors if t.dtype != OBJECT and t.rank == GLOBAL}
     return State(tree, tensors)
 
 
-def part_of(state: State, name: str | None, weights: bool) -> Any:
-    """The entry ``name`` of the state; by default all of it, or for weights alone its "model" if it has one.
+def _saved(body: bytes, part: str | None, weights: bool) -> Any:
+    tree = decode_tree(body)
+    if not isinstance(tree, dict):
+        raise CorruptError(f"the checkpoint's state is no dict but a {type(tree).__name__}")
+    key = _chosen(tree, part, weights and isinstance(tree.get(MODEL), dict))
+    return tree if key is None else tree[key]
 
-    Raises ConfigError when there is none.
-    """
-    if name is None:
-        found = state.tree.get(MODEL) if weights else None
-        return found if isinstance(found, dict) else state.tree
-    if name not in state.tree:
-        has = ", ".join(str(key) for key in list(state.tree)[:20])
-        raise ConfigError(f"the checkpoint has no part {name!r}; it has: {has}")
-    return state.tree[name]
+
+def _registered(objects: Mapping[str, bytes], part: str | None, weights: bool, names: bool) -> Any:
+    """Only what is exported is united: pieces that are no one state may be all that is wrong with a checkpoint."""
+    parts = pieces_by_part({fqn: body for fqn, body in objects.items() if not fqn.startswith(_OWN)})
+
+    def made(name: str) -> Any:
+        tree = united(name, [decode_tree(body) for body in parts[name]])
+        return by_name(tree, parts) if names else by_number(tree)
+
+    key = _chosen(parts, part, weights)
+    return {name: made(name) for name in parts} if key is None else made(key)
+
+
+def _chosen(entries: Mapping[Any, Any], part: str | None, weights: bool) -> str | None:
+    """The name of the one entry to export, None for all."""
+    if part is None:
+        return MODEL if weights and MODEL in entries else None
+    if part not in entries:
+        has = ", ".join(str(key) for key in list(entries)[:20])
+        raise ConfigError(f"the checkpoint has no part {part!r}; it has: {has}")
+    return part
 
 
 def refs(tree: Any) -> dict[str, TensorRef]:

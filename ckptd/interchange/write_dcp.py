@@ -48,13 +48,13 @@ class _Item:
 
 
 async def write_dcp(
-    store: Store, checkpoint: Checkpoint, state: State, tree: Any, directory: Path, written: Callable[[int], object]
+    store: Store, checkpoint: Checkpoint, state: State, directory: Path, written: Callable[[int], object]
 ) -> None:
-    """Write ``tree`` into ``directory``. Tied tensors are stored once. ``written`` gets the bytes of each piece.
+    """Write the state into ``directory``. Tied tensors are stored once. ``written`` gets the bytes of each piece.
 
     Raises InterchangeError for what has no such form, before anything is written, and what reading raises.
     """
-    items = list(_flat(tree))
+    items = list(_flat(state.tree))
     if len({item.name for item in items}) < len(items):
         raise InterchangeError("two entries have one dotted name, which Distributed Checkpoint can't tell apart; rename a key")
     pickles = {at: pickle_of(item.value, state, item.name) for at, item in enumerate(items) if not _is_tensor(item)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ckptd.errors import InterchangeError
 from ckptd.interchange.exporting import State, read_spans, refs, spans
@@ -31,17 +31,16 @@ async def write_safetensors(
     store: Store,
     checkpoint: Checkpoint,
     state: State,
-    tree: Any,
     directory: Path,
     shard_bytes: int,
     written: Callable[[int], object],
 ) -> None:
-    """Write the tensors of ``tree`` into ``directory``, in files of ``shard_bytes`` or one tensor. Tied names get a copy each.
+    """Write the state's tensors into ``directory``, in files of ``shard_bytes`` or one tensor. Tied names get a copy each.
 
     ``written`` gets the bytes of each piece. Raises InterchangeError for what safetensors can't hold, before anything is
     written, and what reading raises.
     """
-    for path, leaf in leaves(tree):
+    for path, leaf in leaves(state.tree):
         if not isinstance(leaf, TensorRef):
             raise InterchangeError(
                 "safetensors holds nothing but tensors; export the part that is made of them (--part), or as torch or dcp"
@@ -49,7 +48,7 @@ async def write_safetensors(
             )
     shards = [
         sorted(shard, key=lambda named: (-item_bytes(named[1].dtype), named[0]))  # so that each is aligned to its elements
-        for shard in _shards([(name, state.tensor(ref)) for name, ref in refs(tree).items()], shard_bytes)
+        for shard in _shards([(name, state.tensor(ref)) for name, ref in refs(state.tree).items()], shard_bytes)
     ]
     names = [_name(number, len(shards)) for number in range(len(shards))]
     headers = [encode_header([(name, tensor.dtype, tensor.shape) for name, tensor in shard]) for shard in shards]

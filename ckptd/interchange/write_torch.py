@@ -28,15 +28,13 @@ _ZIP64_EXTRA: Final = 20
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 
 
-async def write_torch(
-    store: Store, checkpoint: Checkpoint, state: State, tree: Any, path: Path, written: Callable[[int], object]
-) -> None:
-    """Write ``tree`` to a new file ``path``, as ``torch.save(tree, path)`` would. Tied tensors share a storage.
+async def write_torch(store: Store, checkpoint: Checkpoint, state: State, path: Path, written: Callable[[int], object]) -> None:
+    """Write the state to a new file ``path``, as ``torch.save`` of its tree would. Tied tensors share a storage.
 
     ``written`` gets the bytes of each piece. Raises InterchangeError for values that ``torch.load(weights_only=True)`` doesn't
     read, before anything is written, and what reading raises.
     """
-    pickle, tensors = pickle_of(tree, state)
+    pickle, tensors = pickle_of(state.tree, state)
     with path.open("xb") as file, Archive(file, "archive") as archive:
         archive.begin(pickle)
         wanted = [span for tensor in tensors for span in spans(tensor)]

@@ -32,6 +32,7 @@ from ckptd_client.messages import Finished, Vacate
 from ckptd_client.parts import Names, check, part_of
 from ckptd_client.place import Place, die_with_agent, find_place
 from ckptd_client.recover import PROGRESS, STATE, recover, restore_rng
+from ckptd_client.regions import mesh_of
 from ckptd_client.restore import Targets, merge, target_part
 from ckptd_client.schedule import Follower
 from ckptd_client.scopes import Scope, scope_of
@@ -291,14 +292,20 @@ class Checkpointer:
     # ---- data
 
     def batches(
-        self, num_samples: int, global_batch: int, micro_batch: int | None = None, seed: int = 0
+        self, num_samples: int, global_batch: int, micro_batch: int | None = None, seed: int = 0, mesh: Any = None
     ) -> Iterator[tuple[list[int], float]]:
         """This rank's micro-batches of the next global batch: (dataset indices, loss scale), as in `data.micro_batches`.
 
+        The batch is split over all ranks, or over those of ``mesh``, this rank's DeviceMesh of the dimensions along which
+        samples differ: ``mesh["dp"]`` where the ranks of "tp" or the stages of a pipeline see the same ones.
+
         The position moves on when `step` completes; until then the same batch comes again. Raises ConfigError when
-        ``num_samples`` or ``seed`` are not those that the position belongs to, or the batch can't be split over the ranks.
+        ``num_samples`` or ``seed`` are not those that the position belongs to, or the batch can't be split.
         """
-        return self._stream.batches(num_samples, global_batch, micro_batch, seed)
+        found = mesh_of(mesh)
+        if mesh is not None and found is None:
+            raise ConfigError(f"batches() takes a DeviceMesh type={type(mesh).__name__}")
+        return self._stream.batches(num_samples, global_batch, micro_batch, seed, found.ranks if found is not None else None)
 
     # ---- end
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptd_client import data
@@ -32,9 +32,12 @@ class Stream:
         self._taken = 0
 
     def batches(
-        self, num_samples: int, global_batch: int, micro_batch: int | None, seed: int
+        self, num_samples: int, global_batch: int, micro_batch: int | None, seed: int, ranks: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], float]]:
-        """This rank's micro-batches of the global batch at the position. Raises ConfigError."""
+        """This rank's micro-batches of the global batch at the position; ``ranks`` share it (None: all). Raises ConfigError."""
+        ranks = range(self._world_size) if ranks is None else ranks
+        if self._rank not in ranks:
+            raise ConfigError(f"rank {self._rank} asks for samples of other ranks ranks={list(ranks)[:20]}")
         if num_samples < 1:
             raise ConfigError(f"a dataset has at least one sample num_samples={num_samples}")
         if self._of is not None and self._of != (num_samples, seed):
@@ -42,6 +45,7 @@ class Stream:
                 f"the position in the data belongs to num_samples={self._of[0]} seed={self._of[1]}, not to"
                 f" num_samples={num_samples} seed={seed}"
             )
-        data.split(global_batch, self._world_size, self._rank, micro_batch)
+        shares, share = len(ranks), ranks.index(self._rank)
+        data.split(global_batch, shares, share, micro_batch)
         self._of, self._taken = (num_samples, seed), global_batch
-        return data.micro_batches(self._position, num_samples, global_batch, self._world_size, self._rank, micro_batch, seed)
+        return data.micro_batches(self._position, num_samples, global_batch, shares, share, micro_batch, seed)

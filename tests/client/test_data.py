@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ckptd_client.data import index_at, micro_batches, split
 from ckptd_client.errors import ConfigError
+from ckptd_client.stream import Stream
 
 
 @given(st.integers(1, 300), st.integers(), st.integers(0, 5))
@@ -68,3 +69,18 @@ def test_the_scale_makes_the_gradient_that_of_the_global_mean(batch: int, world:
     summed = [sum(scale * sum(map(loss, indices)) / len(indices) for indices, scale in parts) for parts in ranks]
     whole = [loss(index_at(p, 97, 1)) for p in range(batch)]
     assert sum(summed) / world == pytest.approx(sum(whole) / batch)
+
+
+def test_ranks_that_work_on_the_same_samples_get_the_same_ones() -> None:
+    """Two by two: "dp" along rows, "tp" within one."""
+
+    def seen(rank: int) -> list[int]:
+        stream = Stream(4, rank)
+        stream.restore({"position": 5, "stream": None})
+        column = (rank % 2, rank % 2 + 2)  # of mesh["dp"]
+        return [i for indices, _ in stream.batches(97, 6, None, 1, column) for i in indices]
+
+    assert seen(0) == seen(1) == [index_at(p, 97, 1) for p in (5, 6, 7)]
+    assert seen(2) == seen(3) == [index_at(p, 97, 1) for p in (8, 9, 10)]
+    with pytest.raises(ConfigError, match="samples of other ranks"):
+        Stream(4, 1).batches(97, 6, None, 1, (0, 2))

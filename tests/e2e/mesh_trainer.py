@@ -21,6 +21,7 @@ import ckptd_client
 from tests.e2e.trainer import full, sha, tell
 
 BATCH = 12  # shared by 1, 2, 3 or 4
+SAMPLES = torch.randn(997, 7, generator=torch.Generator().manual_seed(11))
 
 
 class Net(nn.Module):
@@ -60,12 +61,13 @@ class Own:
 
 
 class Run:
-    """A model in one mode. ``share`` is (number, of how many) of this rank's part of each batch."""
+    """A model in one mode. ``dp`` is the mesh of the ranks that share each batch, None for all."""
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.rank, self.share = rank, (rank, world)
+        self.rank = rank
+        self.dp: DeviceMesh | None = None
         self.net = net = Net()
         self.model: nn.Module = net
         held: DeviceMesh | list[int] | None = None
@@ -79,9 +81,9 @@ class Run:
             held = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", "tp"))
             parallelize_module(net, held["tp"], {"first": ColwiseParallel(use_local_output=False), "second": RowwiseParallel()})
             _shard(net, held["dp"])  # what is not parallelised is on "dp" alone
-            self.share = (rank // 2, world // 2)
+            self.dp = held["dp"]
         elif mode == "pp":
-            held, self.share = [rank], (0, 1)
+            held, self.dp = [rank], init_device_mesh("cpu", (1, world), mesh_dim_names=("dp", "pp"))["dp"]
             for name in ("norm", "first") if rank else ("second", "third", "frozen"):
                 delattr(net, name)
             if rank:
@@ -92,13 +94,11 @@ class Run:
         if held is not None:
             self.parts = {name: ckptd_client.over(part, held) for name, part in self.parts.items()}
 
-    def step(self, n: int) -> float:
-        x = torch.randn(BATCH, 7, generator=torch.Generator().manual_seed(n))
+    def step(self, indices: list[int]) -> float:
+        x = SAMPLES[indices]
         goal = x.sum(dim=1, keepdim=True).sin()
-        number, count = self.share
-        mine = slice(number * BATCH // count, (number + 1) * BATCH // count)
         self.optimizer.zero_grad()
-        loss = self._pipeline(x, goal) if self.mode == "pp" else (self.model(x[mine]) - goal[mine]).square().mean()
+        loss = self._pipeline(x, goal) if self.mode == "pp" else (self.model(x) - goal).square().mean()
         if self.mode != "pp":
             loss.backward()
         self.optimizer.step()
@@ -166,7 +166,8 @@ def main() -> None:
         assert own.count.tolist() == [done * (run.rank + 1) * options.own, done * options.own]
         tell("restored", step=done, digests=run.digests())
         for n in range(done + 1, options.until + 1):
-            loss = run.step(n)
+            ((indices, _),) = ckpt.batches(len(SAMPLES), BATCH, mesh=run.dp)
+            loss = run.step(indices)
             own.count += torch.tensor([run.rank + 1, 1])
             saved = ckpt.step(n)
             tell("step", step=n, loss=loss)

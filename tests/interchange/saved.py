@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from ckptd.restore.plan import plan
 from ckptd.store.directory import DirectoryStore
 from ckptd_client.capture import Plan
 from ckptd_client.messages import RestoreInfo
+from ckptd_client.parts import Names, part_of
 from ckptd_client.recover import PROGRESS, STATE
 from ckptd_client.restore import Targets, materialise, merge
+from ckptd_client.scopes import scope_of
 from ckptd_client.shares import pieces_of
 from ckptd_client.tree import Collector, Part
 from tests.restore.states import Ring
@@ -82,20 +84,39 @@ def save(root: Path, state: Mapping[str, Any], step: int = 7, parts: bool = Fals
     """Commit ``state`` as `Checkpointer.save` would, or with ``parts`` as registered parts; the record's number."""
     progress = {"step": step, "seed": 5, "position": 12, "stream": None}
     known = [Part(name, tree) for name, tree in state.items()] if parts else [Part(STATE, dict(state), whole=None)]
-    found = Collector(0).collect([Part(PROGRESS, progress), *known])
-    layout = Plan(found, pieces_of(found, 0, 1))
+    source = _source([Part(PROGRESS, progress), *known], 0, 1)
+    return asyncio.run(_commit(root, [source], step, WriteOptions(frame_bytes=frame_bytes, codec="planes")))
+
+
+def save_registered(root: Path, ranks: Sequence[Mapping[str, Any]], step: int = 7) -> int:
+    """Commit what each rank of a world has registered, as `Checkpointer.step` would; the record's number."""
+    progress = Part(PROGRESS, {"step": step, "seed": 5, "position": 12, "stream": None})
+    sources = []
+    for rank, given in enumerate(ranks):
+        scoped = {name: scope_of(name, one, rank, len(ranks)) for name, one in given.items()}
+        names = Names().with_modules({name: thing for name, (thing, _) in scoped.items()})
+        parts = [part_of(name, thing, scope, names) for name, (thing, scope) in scoped.items()]
+        sources.append(_source([progress, *parts], rank, len(ranks)))
+    return asyncio.run(_commit(root, sources, step, WriteOptions(codec="planes")))
+
+
+def _source(parts: Sequence[Part], rank: int, world_size: int) -> RankSource:
+    """A rank's slot with its share of the parts; the tensors are plain ones."""
+    found = Collector(rank).collect(parts)
+    layout = Plan(found, pieces_of(found, rank, world_size))
     slot = bytearray(layout.slot_bytes)
     for item in layout.objects:
         slot[item.slot_offset : item.slot_offset + len(found.bodies[item.fqn])] = found.bodies[item.fqn]
     for piece, item in zip(layout.pieces, layout.stored, strict=True):
-        assert piece.rows is None
-        slot[item.slot_offset : item.slot_offset + item.capacity] = bits(found.tensors[piece.source])
+        whole = found.tensors[piece.source]
+        slot[item.slot_offset : item.slot_offset + item.capacity] = bits(
+            whole if piece.rows is None else whole.narrow(0, *piece.rows)
+        )
     lengths = [len(found.bodies[item.fqn]) for item in layout.objects]
-    source = RankSource(0, layout.items, lengths, memoryview(slot))
-    return asyncio.run(_commit(root, source, step, WriteOptions(frame_bytes=frame_bytes, codec="planes")))
+    return RankSource(rank, layout.items, lengths, memoryview(slot))
 
 
-async def _commit(root: Path, source: RankSource, step: int, options: WriteOptions) -> int:
+async def _commit(root: Path, sources: Sequence[RankSource], step: int, options: WriteOptions) -> int:
     store = DirectoryStore(root)
     log = CommitLog(store, JOB)
     state = await log.load()
@@ -103,8 +124,8 @@ async def _commit(root: Path, source: RankSource, step: int, options: WriteOptio
     attempt = Attempt(Snapshot(Generation(office.epoch, 1), step), 0)
     newest = restore_candidate(state)
     with ThreadPoolExecutor(1) as pool:
-        part = await write_part(store, JOB, attempt, "n0.aa", [source], options, pool, itertools.count())
-    _, name = await assemble(store, JOB, attempt, 1, newest.n if newest else None, [part])
+        part = await write_part(store, JOB, attempt, "n0.aa", sources, options, pool, itertools.count())
+    _, name = await assemble(store, JOB, attempt, len(sources), newest.n if newest else None, [part])
     return await Committer(log, office).commit(attempt, name)
 
 
