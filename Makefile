@@ -36,7 +36,7 @@ $(UV):
 	$(UV) sync --quiet --all-groups --extra bench --python $(PYTHON)
 	@touch $@
 
-# MinIO and the like: built from pinned sources when missing.
+# MinIO, Azurite and the like: built from pinned sources, or installed, when missing.
 servers: setup
 	@$(BIN)/python -m chaos.tools
 

@@ -21,6 +21,7 @@ class HttpServer:
 
     name = "server"
     ready_path = "/"
+    ready_status = 200
 
     def __init__(self) -> None:
         memory = Path("/dev/shm")
@@ -110,7 +111,7 @@ class HttpServer:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=2)
         try:
             connection.request("GET", self.ready_path)
-            return connection.getresponse().status == 200
+            return connection.getresponse().status == self.ready_status
         except (OSError, http.client.HTTPException):
             return False
         finally:

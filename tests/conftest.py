@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.servers import fake_gcs, gcs_url, minio, minio_url
+from tests.servers import azure_url, azurite, fake_gcs, gcs_url, minio, minio_url
 
-__all__ = ["fake_gcs", "gcs_url", "minio", "minio_url"]
+__all__ = ["azure_url", "azurite", "fake_gcs", "gcs_url", "minio", "minio_url"]
 
 _SKIPS = Path(__file__).with_name("skips.txt")
 _unlisted: list[str] = []

@@ -18,7 +18,9 @@ from ckptd.store.open import open_store
 from ckptd.store.retry import RetryingStore, RetrySettings
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="settings file (TOML); else $CKPTD_CONFIG")]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="s3://bucket/prefix, gs://…, any fsspec URL, or a directory")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="s3://bucket/prefix, gs://…, az://…, any fsspec URL, or a directory")
+]
 JobId = Annotated[str, typer.Option("--job", envvar="CKPTD_JOB", help="id of the training run")]
 ExitWithParent = Annotated[bool, typer.Option("--exit-with-parent", help="end when the process that started this one ends")]
 

@@ -15,12 +15,15 @@ from ckptd.errors import (
 
 BUCKET: Final = "the bucket does not exist: create it, or correct the URL"
 BUCKET_NAME: Final = "the bucket's name is not a valid one: correct the URL"
+CONTAINER_NAME: Final = "the container's name, or the account's, is not a valid one: correct the URL"
+_CONTAINER = "the container does not exist, or these credentials may not see it: create it, or correct the URL"
 KEYS: Final = "the store does not know these credentials: check the key, the secret and the endpoint"
 RIGHTS: Final = (
     "these credentials may not do this: they need to get, put, list and delete objects "
     "(without the right to list, S3 says 'forbidden' for 'not found')"
 )
 _EXPIRED = "the credentials have expired: get new ones"
+_REFUSED = "the account refuses these credentials: check the key or token, its rights, and the account's network rules"
 _REGION = "the bucket is in another region or at another endpoint: set them in the storage options"
 
 _CONFIG_CODES = {
@@ -41,12 +44,28 @@ _CONFIG_CODES = {
     "IllegalLocationConstraintException": _REGION,
     "301": _REGION,
     "400": "the store refused a request without saying why: check region, endpoint and credentials",
+    # Azure's; a wrong signature of a shared key is AuthenticationFailed there, and AuthorizationFailure with its emulator.
+    "ContainerNotFound": _CONTAINER,
+    "ResourceNotFound": _CONTAINER,
+    "InvalidResourceName": CONTAINER_NAME,
+    "AuthenticationFailed": KEYS,
+    "InvalidAuthenticationInfo": KEYS,
+    "NoAuthenticationInformation": KEYS,
+    "AuthorizationFailure": _REFUSED,
+    "AuthorizationPermissionMismatch": RIGHTS,
+    "UnauthorizedBlobOverwrite": RIGHTS,
+    "InsufficientAccountPermissions": RIGHTS,
+    "KeyBasedAuthenticationNotPermitted": "the account takes no keys: use an identity or a token of it",
+    "AccountIsDisabled": "the account is disabled",
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
 }
-_MISSING_CODES = {"NoSuchKey", "404"}
-_TAKEN_CODES = {"PreconditionFailed", "412"}
+_MISSING_CODES = {"NoSuchKey", "BlobNotFound", "404"}
+# Azure's answer to a create of a taken key is 409, too: only the word tells it from a busy store.
+_TAKEN_CODES = {"PreconditionFailed", "412", "BlobAlreadyExists", "ConditionNotMet"}
 # 409 from S3 means that another create of the key is under way: not that it exists, and not that it doesn't.
 _BUSY_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "408", "409", "429"}
+# Azure: among them, a container of this name is still being deleted, or an account still being made.
+_BUSY_CODES |= {"TooManyRequests", "ContainerBeingDeleted", "AccountBeingCreated"}
 _FULL_CODES = {"XMinioStorageFull", "QuotaExceeded", "507"}
 _RANGE_CODES = {"InvalidRange", "416"}
 

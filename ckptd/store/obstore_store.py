@@ -1,4 +1,4 @@
-"""The obstore driver: S3, in threads; bodies are sent from, and given out as, the memory they lie in.
+"""The obstore driver: S3 and Azure, in threads; bodies are sent from, and given out as, the memory they lie in.
 
 Not through obstore's coroutines: when one ends, a thread of the library still needs the interpreter for a moment, and a process
 that ends just then is aborted. A call in a thread of ours leaves nothing behind.
@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar
 
 import obstore
 from obstore.store import ObjectStore
 
 from ckptd.errors import NotFoundError, StoreError
-from ckptd.store.answers import is_out_of_range
 from ckptd.store.base import Body, Bytes, ObjectInfo, pieces_of, size_of
 from ckptd.store.keys import check_create_body, check_directory, check_key, check_prefix, check_range
-from ckptd.store.obstore_errors import answer, translate
+from ckptd.store.obstore_errors import answer, is_out_of_range, translate
 from ckptd.store.threads import StoreThreads
 
 T = TypeVar("T")
@@ -34,12 +33,16 @@ _UNKNOWN_BYTES = 64 * 2**20
 # Times are allowed for a body of so much, twice as much, and so on.
 _SMALL_BYTES = 2**20
 _LIST_CHUNK = 1000
+# A server or a load balancer closes an idle connection after some 20 s or more: a request on one that it is closing fails.
+_IDLE_SECONDS: Final = 15
+# Trying again is RetryingStore's, which knows which calls may be repeated and for how long.
+NO_RETRIES: Final[Any] = {"max_retries": 0}
 
 
 class Connect(Protocol):
-    """Makes a client of the bucket: each call may take ``seconds``, and be silent for ``silent_seconds`` (None: as long)."""
+    """Makes a client of the bucket; ``transport`` is obstore's ClientConfig."""
 
-    def __call__(self, seconds: float, silent_seconds: float | None) -> ObjectStore: ...
+    def __call__(self, transport: dict[str, Any]) -> ObjectStore: ...
 
 
 class Credentials(Protocol):
@@ -67,10 +70,12 @@ class ObstoreStore:
     """Objects below a place of one bucket."""
 
     def __init__(self, place: Place) -> None:
+        """Raises what ``place.connect`` raises."""
         self._place = place
         self._threads = StoreThreads()
         self.check: Callable[[str], str] = check_key  # what keys may look like
         self._clients: dict[tuple[bool, int], ObjectStore] = {}
+        self._client(0)  # so that what obstore won't take is found out now
 
     @property
     def url(self) -> str:
@@ -101,7 +106,7 @@ class ObstoreStore:
         try:
             return memoryview(await self._call("get", key, fetch))
         except StoreError as error:
-            if isinstance(error.__cause__, Exception) and is_out_of_range(answer(error.__cause__)[0]):
+            if isinstance(error.__cause__, Exception) and is_out_of_range(error.__cause__):
                 return b""
             raise
 
@@ -158,7 +163,15 @@ class ObstoreStore:
         if (writing, blocks) not in self._clients:
             place = self._place
             seconds = place.connect_seconds + place.read_seconds + blocks * _SMALL_BYTES / SLOWEST_BYTES_PER_SECOND
-            self._clients[writing, blocks] = place.connect(seconds, None if writing else place.read_seconds)
+            transport: dict[str, Any] = {
+                "allow_http": True,
+                "connect_timeout": timedelta(seconds=place.connect_seconds),
+                "pool_idle_timeout": timedelta(seconds=_IDLE_SECONDS),
+                "timeout": timedelta(seconds=seconds),
+            }
+            if not writing:
+                transport["read_timeout"] = timedelta(seconds=place.read_seconds)
+            self._clients[writing, blocks] = place.connect(transport)
         return self._clients[writing, blocks]
 
     async def _write(self, verb: str, key: str, data: Body, mode: Any) -> None:

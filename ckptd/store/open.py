@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ckptd.errors import NotFoundError, StoreConfigError, StoreError
+from ckptd.store.azure import open_azure
 from ckptd.store.base import Store
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.fsspec_store import FsspecStore, known_protocols
@@ -15,12 +16,15 @@ from ckptd.store.keys import check_file
 from ckptd.store.obstore_store import ObstoreStore
 from ckptd.store.s3 import open_s3
 
-_S3 = ("s3", "s3a")
-_FORMS = "'/path', 'file:///path', 's3://bucket/prefix', 'gs://bucket/prefix', or another URL that fsspec knows"
+_OBSTORE = {"s3": open_s3, "s3a": open_s3, "az": open_azure, "abfs": open_azure, "abfss": open_azure}
+_FORMS = (
+    "'/path', 'file:///path', 's3://bucket/prefix', 'gs://bucket/prefix', 'az://container/prefix',"
+    " or another URL that fsspec knows"
+)
 
 
 def open_store(url: str, storage_options: Mapping[str, object] | None = None) -> Store:
-    """Return the store at ``url``; ``storage_options`` are s3fs' words for S3, and else go to the fsspec file system unchanged.
+    """Return the store at ``url``; ``storage_options`` are s3fs' words for S3, obstore's for Azure, and else fsspec's.
 
     Nothing is read or written. Raises StoreConfigError for a URL of no known form and for options that can't be.
     """
@@ -29,12 +33,15 @@ def open_store(url: str, storage_options: Mapping[str, object] | None = None) ->
         if storage_options:
             raise StoreConfigError("a directory takes no storage options")
         return DirectoryStore(Path(url if url.startswith("/") else unquote(rest)))
-    if not separator or "::" in url or protocol in ("file", "local") or protocol not in known_protocols():
+    known = protocol in _OBSTORE or protocol in known_protocols()
+    if not separator or "::" in url or protocol in ("file", "local") or not known:
         # Only the scheme is repeated: the rest of a mistaken URL may hold a password.
         raise StoreConfigError(f"not the URL of a store; allowed are {_FORMS}: scheme={protocol if separator else 'none'}")
     if not rest.strip("/"):
         raise StoreConfigError(f"the URL names no bucket; write {protocol}://bucket/prefix")
-    return open_s3(url, storage_options or {}) if protocol in _S3 else FsspecStore(url, storage_options)
+    if protocol in _OBSTORE:
+        return _OBSTORE[protocol](url, storage_options or {})
+    return FsspecStore(url, storage_options)
 
 
 def open_files(url: str, storage_options: Mapping[str, object] | None = None) -> Store:

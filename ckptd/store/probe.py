@@ -61,5 +61,5 @@ async def _create_at_once(store: Store, key: str) -> None:
 def _unsafe(store: Store, what: str) -> UnsafeStoreError:
     return UnsafeStoreError(
         f"{what}, so two coordinators could both commit; use a store with conditional writes "
-        f"(S3, GCS, a recent MinIO, a directory): store={store.url}"
+        f"(S3, Azure, GCS, a recent MinIO, a directory): store={store.url}"
     )

@@ -27,12 +27,10 @@ from obstore.store import S3Store
 
 from ckptd.errors import StoreConfigError, StoreError, UnavailableError
 from ckptd.store.answers import BUCKET_NAME
-from ckptd.store.obstore_store import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, ObstoreStore, Place
+from ckptd.store.obstore_store import CONNECT_TIMEOUT_SECONDS, NO_RETRIES, READ_TIMEOUT_SECONDS, ObstoreStore, Place
 from ckptd.store.s3_words import seconds_of, tables_of
 
 _KEY: Final = "k"
-# A server or a load balancer closes an idle connection after some 20 s or more: a request on one that it is closing fails.
-_IDLE_SECONDS: Final = 15
 # obstore asks again some minutes before; botocore refreshes by itself what ends earlier.
 _CREDENTIALS_SECONDS: Final = 600
 _NO_CREDENTIALS: Final = (
@@ -58,27 +56,18 @@ def open_s3(url: str, options: Mapping[str, object]) -> ObstoreStore:
         verify = client.get("verify", session.get_config_variable("ca_bundle"))
         credentials: Any = None if options.get("anon") else BotoCredentials(session, options, client)
         bucket_config: Any = _config(endpoint, region, credentials is None, options, tables["s3_additional_kwargs"])
-        transport: dict[str, Any] = {
-            "allow_http": True,
-            "connect_timeout": timedelta(seconds=connect_seconds),
-            "pool_idle_timeout": timedelta(seconds=_IDLE_SECONDS),
-            **_trust(verify, shown),
-        }
+        trust = _trust(verify, shown)
 
-        def connect(seconds: float, silent_seconds: float | None) -> S3Store:
-            times: Any = {**transport, "timeout": timedelta(seconds=seconds)}
-            if silent_seconds is not None:
-                times["read_timeout"] = timedelta(seconds=silent_seconds)
+        def connect(transport: dict[str, Any]) -> S3Store:
+            options: Any = {**transport, **trust}
             return S3Store(
                 bucket,
                 config=bucket_config,
-                client_options=times,
-                # Trying again is RetryingStore's, which knows which calls may be repeated and for how long.
-                retry_config={"max_retries": 0},
+                client_options=options,
+                retry_config=NO_RETRIES,
                 credential_provider=credentials,
             )
 
-        connect(connect_seconds, None)  # so that what obstore won't take is found out now
         return ObstoreStore(Place(shown, root, connect, connect_seconds, read_seconds, credentials))
     except ParamValidationError as error:
         raise StoreConfigError(f"{BUCKET_NAME}: store={shown}") from error

@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from chaos.minio import MinioServer
 from ckptd.interchange.foreign import LocalFiles
 from ckptd.store.open import open_files
 from tests.interchange import sharded_dcp
@@ -79,10 +78,10 @@ def test_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list((tmp_path / "store").rglob("*.seg"))  # … and is nobody's
 
 
-@pytest.mark.parametrize("kind", ["dcp", "torch"])
-def test_sources_at_a_url(tmp_path: Path, minio: MinioServer, minio_url: str, kind: str) -> None:
+@pytest.mark.parametrize(("server", "bucket", "kind"), [("minio", "minio_url", "dcp"), ("azurite", "azure_url", "torch")])
+def test_sources_at_a_url(tmp_path: Path, request: pytest.FixtureRequest, server: str, bucket: str, kind: str) -> None:
     saved = {"w": random_tensor("bfloat16", 300, 200), "n": {"lr": 0.1, "t": torch.arange(5)}}
-    url, options = minio_url, minio.storage_options
+    url, options = request.getfixturevalue(bucket), request.getfixturevalue(server).storage_options
     if kind == "torch":
         torch.save(saved, tmp_path / "in.pt")
     else:

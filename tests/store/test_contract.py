@@ -1,4 +1,4 @@
-"""The contract, run against a directory, MinIO through obstore, and fake-gcs-server through gcsfs."""
+"""The contract, run against a directory, MinIO and Azurite through obstore, and fake-gcs-server through gcsfs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ckptd.store.directory import DirectoryStore
 from ckptd.store.limit import LimitedStore
 from ckptd.store.open import open_store
 from ckptd.store.retry import RetryingStore
-from tests.servers import FakeGcsServer
+from tests.servers import AzuriteServer, FakeGcsServer
 from tests.store.contract import StoreContract, Stored
 
 
@@ -45,6 +45,18 @@ class TestMinio(StoreContract):
             return body
 
         return read
+
+
+class TestAzure(StoreContract):
+    @pytest.fixture
+    async def store(self, azurite: AzuriteServer, azure_url: str) -> AsyncIterator[Store]:
+        store = open_store(f"{azure_url}/some/prefix", azurite.storage_options)
+        yield store
+        await store.close()
+
+    @pytest.fixture
+    def stored(self, azurite: AzuriteServer, azure_url: str) -> Stored:
+        return lambda key: azurite.read(azure_url.removeprefix("az://"), f"some/prefix/{key}")
 
 
 class TestGcs(StoreContract):

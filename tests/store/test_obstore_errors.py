@@ -1,6 +1,6 @@
-"""Answers of S3 that MinIO doesn't give on request, in the form in which obstore hands them over.
+"""Answers of S3 and Azure that MinIO and Azurite don't give on request, in the form in which obstore hands them over.
 
-tests/chaos/test_s3proxy.py and test_open.py have the same from real servers: they notice when the form changes.
+tests/chaos/test_s3proxy.py, test_open.py and test_azure.py have the same from real servers: they notice when the form changes.
 """
 
 from __future__ import annotations
@@ -55,6 +55,20 @@ def answer(code: str, status: int) -> Exception:
         ("InvalidBucketName", 400, "create", StoreConfigError),
         ("NoSuchKey", 404, "get", NotFoundError),
         ("EntityTooLarge", 400, "put", StoreError),
+        ("BlobAlreadyExists", 409, "create", AlreadyExistsError),
+        ("ConditionNotMet", 412, "create", AlreadyExistsError),
+        ("ContainerBeingDeleted", 409, "create", UnavailableError),
+        ("AccountBeingCreated", 409, "create", UnavailableError),
+        ("ServerBusy", 503, "create", UnavailableError),
+        ("OperationTimedOut", 500, "create", UnavailableError),
+        ("TooManyRequests", 429, "put", UnavailableError),
+        ("BlobImmutableDueToPolicy", 409, "put", StoreError),
+        ("LeaseIdMissing", 412, "put", StoreError),
+        ("AuthenticationFailed", 403, "get", StoreConfigError),
+        ("AuthorizationPermissionMismatch", 403, "get", StoreConfigError),
+        ("InvalidAuthenticationInfo", 401, "get", StoreConfigError),
+        ("ContainerNotFound", 404, "get", StoreConfigError),
+        ("BlobNotFound", 404, "get", NotFoundError),
         ("", 412, "create", AlreadyExistsError),
         ("", 409, "create", UnavailableError),
         ("", 503, "info", UnavailableError),
@@ -70,6 +84,21 @@ def test_answers(code: str, status: int, verb: str, expected: type[StoreError]) 
     assert type(found) is expected
     assert (code or str(status)) in str(found)
     assert "Signature" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "expected"),
+    [
+        ("404", FileNotFoundError, NotFoundError),
+        ("403", GenericError, StoreConfigError),
+        ("503", GenericError, UnavailableError),
+    ],
+)
+def test_answers_within_a_batch(code: str, kind: type[Exception], expected: type[StoreError]) -> None:
+    error = kind(
+        f"Generic MicrosoftAzure error: Bulk delete request failed for key k: The reason. (code: {code})\n\nDebug source:\n"
+    )
+    assert type(translate(error, "delete", "k", "az://b")) is expected
 
 
 def test_a_taken_key_is_one_only_for_create() -> None:

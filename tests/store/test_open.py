@@ -110,6 +110,7 @@ async def test_nobody_listens() -> None:
     for store in (
         open_store("s3://b/p", {"endpoint_url": f"http://127.0.0.1:{free_port()}", "key": "k", "secret": "s"}),
         open_store("gs://b/p", {"endpoint_url": f"http://127.0.0.1:{free_port()}", "token": "anon"}),
+        open_store("az://box/p", {"endpoint": f"http://127.0.0.1:{free_port()}/a", "account_name": "a", "account_key": "aGE="}),
     ):
         for call in (store.get("a"), store.put("a", b"x"), store.create("a", b"x"), store.info("a"), store.delete("a")):
             with pytest.raises(UnavailableError):
