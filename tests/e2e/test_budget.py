@@ -54,7 +54,7 @@ def test_a_drain_stays_within_its_memory(
         node = job.node("a")
         assert node.daemon is not None
         before, peak = own_bytes(node.daemon.pid), 0
-        command = [sys.executable, "-c", TRAINER, "256"]
+        command = [sys.executable, "-c", TRAINER, "128"]
         trainer = Process("trainer", command, {**node.environment, "CKPTD_JOB": job.name}, job.cluster.output)
 
         give_up_at = time.monotonic() + RUN_SECONDS
