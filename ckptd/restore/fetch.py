@@ -22,7 +22,7 @@ from ckptd.model.region import Ints
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.threads import in_threads, tasks
 from ckptd.restore.plan import FrameRead
-from ckptd.store.base import Store
+from ckptd.store.base import Bytes
 
 if TYPE_CHECKING:
     from ckptd.restore.checkpoint import Checkpoint
@@ -36,6 +36,14 @@ _BLOCK_BYTES: Final = 512 << 10
 Deliver = Callable[[int, Ints], None]
 
 
+class FrameSource(Protocol):
+    """Who has segments: a `Store`, or whoever has the same bytes nearer. All of it is verified, so it need not be trusted."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Bytes:
+        """As `Store.get`."""
+        ...
+
+
 class Buffers(Protocol):
     """Memory for decoded frames: ``count`` buffers, each as long as the longest frame or longer."""
 
@@ -47,7 +55,7 @@ class Buffers(Protocol):
 
 
 async def fetch(
-    store: Store,
+    source: FrameSource,
     checkpoint: Checkpoint,
     reads: Sequence[FrameRead],
     buffers: Buffers,
@@ -59,7 +67,7 @@ async def fetch(
     """Fetch and verify ``reads``; each frame ends in one of ``buffers``, at its start, and is then given to ``deliver``.
 
     ``budget`` bounds the bytes that are on their way or not yet decoded. Frames come in any order. Raises CorruptError naming
-    the segment and the frame when something is missing or fails a hash, and what the store raises. Cancelling is safe: when
+    the segment and the frame when something is missing or fails a hash, and what the source raises. Cancelling is safe: when
     this returns or raises, nothing touches the buffers any more.
     """
     async with tasks() as running:
@@ -67,7 +75,7 @@ async def fetch(
             taken = [await buffers.acquire() for _ in frames]
             size_bytes = frames[-1].offset + frames[-1].stored_bytes - frames[0].offset
             await budget.take(size_bytes)
-            task = running.create_task(_fetch_range(store, checkpoint, frames, taken, deliver, pool))
+            task = running.create_task(_fetch_range(source, checkpoint, frames, taken, deliver, pool))
             task.add_done_callback(partial(_give_back, budget, size_bytes))
 
 
@@ -97,7 +105,7 @@ def coalesce(reads: Sequence[FrameRead], read_bytes: int, most_frames: int) -> l
 
 
 async def _fetch_range(
-    store: Store,
+    source: FrameSource,
     checkpoint: Checkpoint,
     reads: Sequence[FrameRead],
     buffers: Sequence[tuple[int, memoryview]],
@@ -107,7 +115,7 @@ async def _fetch_range(
     key = checkpoint.segment_key(reads[0].segment)
     start, end = reads[0].offset, reads[-1].offset + reads[-1].stored_bytes
     try:
-        body = memoryview(await store.get(key, start, end))
+        body = memoryview(await source.get(key, start, end))
     except NotFoundError:
         raise CorruptError(f"a segment of the checkpoint is missing segment={key}") from None
     if body.nbytes != end - start:
