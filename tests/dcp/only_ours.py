@@ -5,6 +5,7 @@ so that a torch that has been mended is noticed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from ckptd_client.dcp import CkptdReader, CkptdWriter
+from ckptd_client.dcp import CkptdReader, CkptdWriter, saver
+from ckptd_client.errors import ConfigError
 from tests.dcp.backends import JOB, Backend, differences, plain
 from tests.dcp.together import _Failing, _replicated
 
@@ -106,18 +109,65 @@ def ranks_that_disagree(ours: Backend, files: Backend) -> list[str]:
     return found
 
 
-def no_collectives(ours: Backend, files: Backend) -> list[str]:
-    """Refused on each rank, in words."""
-    try:
-        dcp.save({"w": torch.ones(1)}, storage_writer=ours.writer("none"), use_collectives=False)
-    except Exception as error:
+def ranks_that_do_not_talk(ours: Backend, files: Backend) -> list[str]:
+    """With use_collectives=False too it is one commit of all ranks, or none; and no rank is left with half of its tensors."""
+    found, rank, step = [], dist.get_rank(), ours._step("apart")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    state = {f"w{n}": distribute_tensor(torch.arange(8.0) + n, mesh, [Shard(0)]) for n in range(3)}
+
+    def refused(what: str, said: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+            found.append(f"{what}: done")
+        except (Exception, CheckpointException) as error:
+            if said not in f"{error!r}":
+                found.append(f"{what}: {error!r}")
         dist.barrier()
-        return [] if "use_collectives" in str(error) else [str(error)]
-    return ["it said saved"]
+
+    def save(planner: dcp.SavePlanner | None = None, **more: Any) -> None:
+        dcp.save(state, storage_writer=CkptdWriter(JOB, step=step), planner=planner, use_collectives=False, **more)
+
+    def into(placement: Placement) -> dict[str, Any]:
+        return {f"w{n}": distribute_tensor(torch.zeros(8), mesh, [placement]) for n in range(3)}
+
+    refused("an error on rank 1", "Input/output error", lambda: save(_Failing(1)))
+    patience, saver.FORM_SECONDS = saver.FORM_SECONDS, 3.0
+    refused("a rank that does not come", "no plan" if rank == 1 else "did not come together", lambda: save(_Planless(1)))
+    saver.FORM_SECONDS = patience
+    load = partial(dcp.load, into(Shard(0)), storage_reader=CkptdReader(JOB, step=step))
+    refused("a load of nothing", f"no step {step}", load)
+    save()
+    again = into(Shard(0))
+    dcp.load(again, storage_reader=CkptdReader(JOB, step=step))
+    found += differences(plain(state), plain(again))
+    dist.barrier()
+    load = partial(dcp.load, into(Replicate()), storage_reader=CkptdReader(JOB, step=step))
+    refused("another layout", "layout it was saved from", load)
+    if rank:
+        alone = {"storage_writer": CkptdWriter(JOB, step=step), "no_dist": True, "use_collectives": False}
+        try:
+            dcp.save(state, **alone)
+            found.append("a single one of the ranks has saved")
+        except ConfigError:
+            pass
+    return found
+
+
+class _Planless(dcp.DefaultSavePlanner):
+    """Fails on one rank before the ranks come together."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._fails = dist.get_rank() == rank
+
+    def create_local_plan(self) -> Any:
+        if self._fails:
+            raise ValueError("no plan")
+        return super().create_local_plan()
 
 
 OURS: list[Callable[[Backend, Backend], list[str]]] = [
-    state_of_each_rank, errors_in_worker_threads, ranks_that_disagree, no_collectives,
+    state_of_each_rank, errors_in_worker_threads, ranks_that_disagree, ranks_that_do_not_talk,
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from ckptd.demo.cluster import Cluster
 from ckptd_client.dcp import CkptdReader, CkptdStager, CkptdWriter, saver
 from ckptd_client.dcp.names import parse_id
-from ckptd_client.errors import ConfigError
+from ckptd_client.errors import ConfigError, RestoreError
 from tests.dcp.backends import JOB
 from tests.e2e.harness import free_port
 
@@ -57,6 +57,18 @@ def test_planner_data_that_would_need_pickle(daemon: Cluster) -> None:
     with pytest.raises(CheckpointException, match="no step 91"):
         dcp.load(dict(_STATE), storage_reader=CkptdReader(JOB, step=91), no_dist=True)
     dcp.save(_STATE, storage_writer=CkptdWriter(JOB, step=91), no_dist=True)
+
+
+def test_a_rank_that_is_not_in_it(daemon: Cluster) -> None:
+    with pytest.raises(ConfigError, match="give CkptdWriter one"):
+        dcp.save(_STATE, storage_writer=CkptdWriter(JOB), no_dist=True, use_collectives=False)
+    dcp.save(_STATE, storage_writer=CkptdWriter(JOB, step=93), no_dist=True, use_collectives=False)
+    into = {"w": torch.zeros(4)}
+    reader = CkptdReader(JOB, step=93)
+    dcp.load(into, storage_reader=reader, no_dist=True)
+    assert torch.equal(into["w"], _STATE["w"])
+    with pytest.raises(RestoreError, match="nothing for rank 1: load it on 1"):
+        reader.read_metadata(rank=1)
 
 
 class _Dying(DefaultSavePlanner):

@@ -285,7 +285,40 @@ def async_in_a_process(store: Backend) -> Any:
     return found
 
 
+def without_collectives(store: Backend) -> Any:
+    """Each rank has metadata of its own, and gets back all that it had itself."""
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (SIZE,))
+
+    def made(fill: float) -> dict[str, Any]:
+        rows = torch.arange(15.0).view(5, 3) * fill
+        return {
+            "shards": distribute_tensor(rows, mesh, [Shard(0)]),  # one rank has none
+            "columns": distribute_tensor(rows, mesh, [Shard(1)]),
+            "same": distribute_tensor(rows, mesh, [Replicate()]),
+            "plain": torch.full((100_000,), fill + rank),
+            "scalar": torch.tensor(fill * rank),
+            "nested": {"rank": rank * fill, f"only{rank}": torch.full((rank,), fill), "text": "x" * rank},
+        }
+
+    found = []
+    for at, later in enumerate((False, True, False)):
+        state, writer = made(1.0 + at), store.writer("apart" if at != 1 else "apart later")  # the first one is saved over
+        if later:
+            dcp.async_save(state, storage_writer=writer, use_collectives=False).result()
+        else:
+            dcp.save(state, storage_writer=writer, use_collectives=False)
+        dist.barrier()  # theirs has overwritten nothing of this rank's when the others are done
+        into = made(0.0)
+        dcp.load(into, storage_reader=store.reader("apart" if at != 1 else "apart later"))
+        found.append(into)
+    dcp.save({"w": torch.ones(2), "r": 1}, storage_writer=store.writer("and together"))
+    into = {"w": torch.zeros(2), "r": 0}
+    dcp.load(into, storage_reader=store.reader("and together"))
+    return [found, into]
+
+
 FLOWS = [
     train_and_come_back, any_layout_to_any, full_state_dicts, uneven_shards, sharded_tensors, values_of_all_ranks, cached_plans,
     group_of_two, error_on_one_rank, async_in_a_thread, async_in_a_process,
+    without_collectives,
 ]  # fmt: skip

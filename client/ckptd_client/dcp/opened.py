@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Opened:
-    """Pinned until it is closed, or this process ends. ``tensors`` are those of global scope, by FQN."""
+    """Pinned until closed, or this process ends. By FQN, ``tensors`` are those of global scope, ``own`` those of ``rank``."""
 
     def __init__(self, job: str, step: int | None, seq: int | None = None, rank: int = 0) -> None:
         """The commit of record ``seq``, else the last one of ``step``, else the newest.
@@ -44,7 +44,9 @@ class Opened:
             if not isinstance(info, ReadInfo):
                 raise ProtocolError(f"the daemon answered ReadOpen with {type(info).__name__}")
             self.info = info
-            self.tensors = {tensor.fqn: tensor for tensor in self._list(info.tensors) if tensor.rank < 0}
+            listed = self._list(info.tensors)
+            self.tensors = {tensor.fqn: tensor for tensor in listed if tensor.rank < 0}
+            self.own = {tensor.fqn: tensor for tensor in listed if tensor.rank == rank}
         except BaseException:
             self._session.close()
             raise

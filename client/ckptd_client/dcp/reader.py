@@ -25,7 +25,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from ckptd_client.dcp.meta import META, OWN, Meta, read_meta, read_own
+from ckptd_client.dcp.apart import check_covered, tensors_of, want_of
+from ckptd_client.dcp.meta import META, OWN, RANK_META, Meta, read_meta, read_own
 from ckptd_client.dcp.names import check_step, is_id, named, parse_id
 from ckptd_client.dcp.opened import Opened
 from ckptd_client.dcp.truth import Misplaced, misplaced, state_of
@@ -60,6 +61,8 @@ class CkptdReader(StorageReader):
         self._opened: Opened | None = None
         self._end: Callable[[], object] | None = None
         self._meta = Meta({}, {})
+        self._apart = False
+        self._failed: Exception | None = None
         self._rank = 0
         self.reset()
 
@@ -89,20 +92,51 @@ class CkptdReader(StorageReader):
             self.step = step if step is not None or job != self.job else self.step
             self.job = job
         self.load_id = secrets.token_hex(8)
+        self._failed = None
         self.close()
 
-    def read_metadata(self) -> Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Open the checkpoint. Raises RestoreError when there is none, DaemonUnavailableError and its kin.
 
-        (A parameter named kwargs would have DCP call it a second time, for the metadata of a single rank.)
+        Because a parameter is named kwargs, DCP calls it a second time when it has raised, with a ``rank``: then for what that
+        rank has saved with use_collectives=False. Without one such a checkpoint is refused, for DCP to see which it is.
         """
-        opened = self._open(None, dist.get_rank() if dist.is_available() and dist.is_initialized() else 0)
-        self._meta = meta = read_meta(opened.info.objects.get(META))
+        rank = kwargs.get("rank")
+        if rank is not None and self._failed is not None:
+            raise self._failed  # nothing to do with ranks
+        try:
+            here = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            opened = self._opened
+            if rank is None or opened is None or opened.rank != rank:
+                opened = self._open(None, here if rank is None else rank)
+            meta = read_meta(opened.info.objects.get(META))
+        except Exception as error:
+            self._failed = error
+            raise
+        self._apart = meta.apart
+        if meta.apart:
+            meta = self._meta_of(opened, rank)
+        self._meta = meta
         found: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        for fqn, tensor in opened.tensors.items():
+        for fqn, tensor in self._tensors(opened).items():
             found[fqn] = BytesStorageMetadata() if fqn in meta.lengths else _tensor_metadata(tensor)
         at = named(self.job, opened.info.step)
         return Metadata(found, meta.planner, {}, StorageMeta(checkpoint_id=at, load_id=self.load_id))
+
+    def _meta_of(self, opened: Opened, rank: int | None) -> Meta:
+        at, size = named(self.job, opened.info.step), opened.info.world_size
+        if rank is None:
+            raise RestoreError(f"{at} was saved with use_collectives=False: each of its {size} ranks has metadata of its own")
+        body = opened.info.rank_objects.get(RANK_META)
+        if body is None:
+            raise RestoreError(
+                f"{at} was saved with use_collectives=False by {size} ranks, of which each gets back what it had; there is"
+                f" nothing for rank {rank}: load it on {size}"
+            )
+        return read_meta(body)
+
+    def _tensors(self, opened: Opened) -> dict[str, Stored]:
+        return tensors_of(opened.own, self._meta) if self._apart else opened.tensors
 
     def _open(self, seq: int | None, rank: int = 0) -> Opened:
         opened = Opened(self.job, self.step, seq, rank)
@@ -138,15 +172,18 @@ class CkptdReader(StorageReader):
         """Fill what the plan names. Raises MissingStateError, RestoreError and their kin; the state is then undefined."""
         opened, seat = self._opened, plan.storage_data
         own: dict[str, Any] = {}
-        if isinstance(seat, _Seat) and opened is not None and seat.size == opened.info.world_size > 1:
+        seated = isinstance(seat, _Seat) and not self._apart
+        if seated and opened is not None and seat.size == opened.info.world_size > 1:
             if seat.rank != opened.rank:  # nobody knew which one this is when it was opened
                 opened = self._open(seat.seq, seat.rank)
             own = read_own(opened.info.rank_objects.get(OWN))
         elif opened is None:
-            opened = self._open(seat.seq if isinstance(seat, _Seat) else None)
+            opened = self._open(seat.seq if isinstance(seat, _Seat) else None, self._rank)
         try:
-            work = _Work(opened, self._meta, own, planner)
+            work = _Work(self._tensors(opened), self._meta, own, planner)
             elsewhere = dict(misplaced(state_of(planner)))
+            if self._apart:
+                check_covered(state_of(planner), work.tensors, plan.items, elsewhere)
             for fqn, there in elsewhere.items():
                 work.add_whole(fqn, there)
             for item in plan.items:
@@ -173,16 +210,16 @@ def _tensor_metadata(tensor: Stored) -> TensorStorageMetadata:
 class _Work:
     """What to read, where to, and what to do when it is there."""
 
-    def __init__(self, opened: Opened, meta: Meta, own: dict[str, Any], planner: LoadPlanner) -> None:
+    def __init__(self, tensors: dict[str, Stored], meta: Meta, own: dict[str, Any], planner: LoadPlanner) -> None:
         self.wants: list[Want] = []
         self.memory: list[torch.Tensor] = []
         self.finish: list[Callable[[], None]] = []
-        self._opened, self._meta, self._own, self._planner = opened, meta, own, planner
+        self.tensors, self._meta, self._own, self._planner = tensors, meta, own, planner
 
     def add(self, item: ReadItem) -> None:
         """Raises MissingStateError, and what the planner raises."""
         fqn = item.storage_index.fqn
-        stored = self._opened.tensors.get(fqn)
+        stored = self.tensors.get(fqn)
         if stored is None or (item.type == LoadItemType.BYTE_IO) != (fqn in self._meta.lengths):
             raise MissingStateError(f"the checkpoint has no such item fqn={fqn!r} type={item.type.name}")
         if item.type == LoadItemType.BYTE_IO:
@@ -192,7 +229,7 @@ class _Work:
 
     def add_whole(self, fqn: str, there: Misplaced) -> None:
         """This rank's part of a DTensor, whatever the plan says of it."""
-        stored = self._opened.tensors.get(fqn)
+        stored = self.tensors.get(fqn)
         if stored is None:
             return  # a partial load; a strict one has been refused by the planner
         source = torch.empty(there.sizes, dtype=dtype_of(stored.dtype))
@@ -247,5 +284,5 @@ class _Work:
 
     def _want(self, stored: Stored, offsets: tuple[int, ...], sizes: tuple[int, ...], into: torch.Tensor) -> None:
         if math.prod(sizes):
-            self.wants.append(Want(stored.fqn, -1, stored.dtype, stored.shape, offsets, sizes))
+            self.wants.append(want_of(stored, self._meta.parts, offsets, sizes))
             self.memory.append(into.reshape(-1).view(torch.uint8))

@@ -27,16 +27,21 @@ from ckptd_client.wire import default_socket, dial
 _log = logging.getLogger("ckptd")
 FORM_SECONDS: Final = 120.0  # until all ranks of a save have come together
 DURABLE_SECONDS: Final = 3600.0  # until what all ranks have staged is committed
+_MET_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A rank's place in a save. ``token`` and ``count`` name its world, which is the same on all ranks."""
+    """A rank's place in a save. ``token`` and ``count`` name its world, which is the same on all ranks.
+
+    ``apart``: they come from no exchange, but from what each of them knew.
+    """
 
     token: str
     count: int
     rank: int
     size: int
+    apart: bool = False
 
 
 class Saver:
@@ -47,6 +52,7 @@ class Saver:
         self.job = job
         self.local_items: list[Any] = []  # of the last plan of this rank that wasn't taken from DCP's cache
         self.token, self.count = "", 0
+        self._met: dict[str, int] = {}  # how often worlds of a token that came from no exchange were formed
         self._path = path
         self._place = Place(job, 0, 1, 0, "")
         self._member = Member(self._place)
@@ -62,6 +68,10 @@ class Saver:
         if not self._session.connected:
             dial(self._path, CONNECT_SECONDS).close()
 
+    def seat_apart(self, token: str, rank: int, size: int) -> Seat:
+        """A place in the next world of this token. One that did not come together counts on no rank: it can be tried again."""
+        return Seat(token, self._met.get(token, 0) + 1, rank, size, apart=True)
+
     def enter(self, seat: Seat, step: int | None) -> int:
         """Form the world of this save with the other ranks; returns its step, one more than the newest one if none is given.
 
@@ -69,14 +79,21 @@ class Saver:
         """
         self._stager.drop_held("another save began")
         self._leave()
-        self.token, self.count = seat.token, max(seat.count, self.count + 1 if seat.token == self.token else 0)
-        place = Place(self.job, seat.rank, seat.size, 0, f"{ONE_SAVE}{self.token}-{self.count}")
+        count = seat.count
+        if not seat.apart:
+            count = max(count, self.count + 1 if seat.token == self.token else 0)
+            self.token, self.count = seat.token, count
+        place = Place(self.job, seat.rank, seat.size, 0, f"{ONE_SAVE}{seat.token}-{count}")
         if (place.rank, place.world_size) != (self._place.rank, self._place.world_size):
             self._stager.move()
         self._place = place
         try:
             self._member.enter(place)
             info = self._member.ask(bare=True, timeout_seconds=FORM_SECONDS)
+            if seat.apart:
+                self._met[seat.token] = count
+                if len(self._met) > _MET_MAX:
+                    del self._met[next(iter(self._met))]
             if info.loss:
                 _log.error("ckptd: WORK IS LOST: %s", info.loss)
             step = info.step + 1 if step is None else step

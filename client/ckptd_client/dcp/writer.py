@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from ckptd_client.capture import Piece
-from ckptd_client.dcp.meta import META, OWN, OWN_BYTES, OWN_ITEM_BYTES, Meta
+from ckptd_client.dcp.apart import part_name, token_of, world_of
+from ckptd_client.dcp.meta import META, OWN, OWN_BYTES, OWN_ITEM_BYTES, RANK_META, Meta
 from ckptd_client.dcp.names import check_step, is_id, named, parse_id
 from ckptd_client.dcp.saver import Saver, Seat, saver_of
 from ckptd_client.dcp.stager import CkptdStager
@@ -39,6 +40,7 @@ class CkptdWriter(StorageWriter):
     not. A step may be saved again: a reader of it gets the last one. What is loaded before is up to the caller; a checkpoint's
     parent is the one that was committed before it. A tensor or value that several ranks have under one name is stored from one
     of them, as DCP does it, and up to 64 KiB from each: the same number of ranks gets back what each of them had.
+    With use_collectives=False each rank stores all that it has, and gets back just that; a step must be given.
 
     Also an `AsyncStager` (`CkptdStager`), so `dcp.async_save` needs no other. Picklable. Raises ConfigError for names and
     steps that can't be.
@@ -55,8 +57,9 @@ class CkptdWriter(StorageWriter):
     def _begin(self) -> None:
         self.save_id = secrets.token_hex(8)
         self._draft: Meta | None = None
-        self._open: tuple[Handle, Collected] | None = None
-        self._is_coordinator = True
+        self._open: tuple[Handle, _Share, Collected] | None = None
+        self._seals_last = True
+        self._apart: Seat | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"job": self.job, "step": self.step}
@@ -93,10 +96,13 @@ class CkptdWriter(StorageWriter):
         """DCP passes ``rank`` and ``use_collectives`` because a parameter is named kwargs. Raises ConfigError, and
         DaemonUnavailableError when no daemon answers: so no other rank waits for this one.
         """
-        if not kwargs.get("use_collectives", True):
-            raise ConfigError("a checkpoint is one commit of all ranks: CkptdWriter needs use_collectives=True")
-        self._is_coordinator = is_coordinator
-        saver_of(self.job).check()
+        apart, saver = not kwargs.get("use_collectives", True), saver_of(self.job)
+        self._apart = None
+        if apart:
+            rank = kwargs["rank"]
+            self._apart = saver.seat_apart(token_of(self.step), rank, world_of(rank))
+        self._seals_last = is_coordinator or apart
+        saver.check()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Note what this rank has, before DCP takes away what others have, too."""
@@ -108,7 +114,10 @@ class CkptdWriter(StorageWriter):
         return dataclasses.replace(plan, storage_data=(self.job, self.step, saver.token, saver.count))
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Give each rank its place in this save. Raises ConfigError when they don't mean the same one."""
+        """Give each rank its place in this save. Raises ConfigError when they don't mean the same one.
+
+        With use_collectives=False there is this rank's plan alone.
+        """
         said = [plan.storage_data for plan in plans if plan.storage_data is not None]
         if len({data[:2] for data in said}) > 1:
             raise ConfigError(f"the ranks save different things: {sorted({named(*data[:2]) for data in said})}")
@@ -118,6 +127,8 @@ class CkptdWriter(StorageWriter):
         lengths = {item.index.fqn: 1 << 40 for plan in plans for item in plan.items if item.type == WriteItemType.BYTE_IO}
         planned = [plan.planner_data for plan in plans]
         self._draft = Meta(lengths, dict(ChainMap(*planned)) if all(isinstance(data, dict) for data in planned) else planned)
+        if self._apart is not None:
+            return [dataclasses.replace(plan, storage_data=self._apart) for plan in plans]
         return [dataclasses.replace(plan, storage_data=Seat(token, count, rank, len(plans))) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -127,32 +138,34 @@ class CkptdWriter(StorageWriter):
             raise SaveError("the planner lost what prepare_global_plan() gave it: its finish_plan() must keep storage_data")
         step = saver.enter(seat, self.step)
         try:
-            share = _Share(self._draft if self._is_coordinator else None)
+            share = _Share(seat, self._draft if self._seals_last else None)
             elsewhere = dict(misplaced(state_of(planner)))
             for item in plan.items:
                 share.add(item, planner.resolve_data(item), elsewhere.get(item.index.fqn))
-            if seat.size > 1:
+            if seat.size > 1 and not seat.apart:
                 share.add_own(_missing(saver, plan), planner)
             found = share.collected()
-            handle = saver.stage(step, found, share.pieces, hold=self._is_coordinator)
+            handle = saver.stage(step, found, share.pieces, hold=self._seals_last)
         except BaseException as error:
             saver.miss(f"{type(error).__name__}: {error}")
             raise
-        if self._is_coordinator:
-            self._open = handle, found
+        if self._seals_last:
+            self._open = handle, share, found
         future: Future[list[WriteResult]] = Future()
         future.set_result(share.results)
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On the coordinator: add what DCP knows of the whole, and wait until the checkpoint is durable. Raises SaveError."""
+        """On the coordinator, or on each rank with use_collectives=False: add what DCP knows of the whole, and wait until the
+        checkpoint is durable. Raises SaveError.
+        """
         if self._open is None:
             raise SaveError("finish() without write_data()")
-        (handle, found), self._open = self._open, None
+        (handle, share, found), self._open = self._open, None
         saver = saver_of(self.job)
         lengths = {r.index.fqn: r.size_in_bytes for rank in results for r in rank if r.storage_data == "bytes"}
         try:
-            found.bodies[META] = Meta(lengths, metadata.planner_data).encode()
+            found.bodies.update(share.described(Meta(lengths, metadata.planner_data)))
         except UnsupportedStateError as error:
             saver.miss(str(error))
             raise
@@ -193,11 +206,13 @@ def _missing(saver: Saver, plan: SavePlan) -> list[WriteItem]:
 class _Share:
     """What one rank stores."""
 
-    def __init__(self, draft: Meta | None) -> None:
+    def __init__(self, seat: Seat, draft: Meta | None) -> None:
         self.pieces: list[Piece] = []
         self.results: list[WriteResult] = []
+        self._seat, self._draft = seat, draft
+        self._parts: dict[str, tuple[list[int], list[list[int]]]] = {}
         self._tensors: list[torch.Tensor] = []
-        self._bodies = {} if draft is None else {META: draft.encode()}
+        self._bodies: dict[str, bytes] = {}
 
     def add(self, item: WriteItem, data: torch.Tensor | io.BytesIO, elsewhere: Misplaced | None) -> None:
         """``elsewhere`` is where it really lies, if the plan is wrong. Raises UnsupportedStateError, SaveError."""
@@ -223,10 +238,14 @@ class _Share:
 
     def _piece(self, fqn: str, tensor: torch.Tensor, shape: tuple[int, ...], offsets: tuple[int, ...]) -> None:
         nbytes = tensor.numel() * tensor.element_size()
+        dtype, sizes = dtype_name(tensor.dtype, fqn), tuple(tensor.shape)
+        if self._seat.apart and sizes != shape:
+            self._parts.setdefault(fqn, (list(shape), []))[1].append(list(offsets))
+            fqn, shape, offsets = part_name(fqn, offsets), sizes, (0,) * len(sizes)
         if not nbytes and 0 not in shape:
             return  # an empty shard: others have what there is
-        dtype, sizes = dtype_name(tensor.dtype, fqn), tuple(tensor.shape)
-        self.pieces.append(Piece(fqn, "global", dtype, shape, offsets, sizes, nbytes, len(self._tensors)))
+        scope = "rank" if self._seat.apart else "global"
+        self.pieces.append(Piece(fqn, scope, dtype, shape, offsets, sizes, nbytes, len(self._tensors)))
         self._tensors.append(tensor)
 
     def add_own(self, items: Sequence[WriteItem], planner: SavePlanner) -> None:
@@ -251,9 +270,18 @@ class _Share:
         if own:
             self._bodies[OWN] = encode(own, OWN)
 
+    def described(self, meta: Meta) -> dict[str, bytes]:
+        """The objects that say what there is. Raises UnsupportedStateError."""
+        if not self._seat.apart:
+            return {META: meta.encode()}
+        found = {RANK_META: dataclasses.replace(meta, parts=self._parts).encode()}
+        return found if self._seat.rank else {META: Meta({}, {}, apart=True).encode(), **found}
+
     def collected(self) -> Collected:
-        """For the stager. Its structure is equal for equal pieces."""
-        scopes = ((META, "global"), (OWN, "rank"))
+        """For the stager. Its structure is equal for equal pieces. Raises UnsupportedStateError."""
+        if self._draft is not None:
+            self._bodies.update(self.described(self._draft))
+        scopes = ((META, "global"), (OWN, "rank"), (RANK_META, "rank"))
         structure = Structure(objects=[(fqn, scope) for fqn, scope in scopes if fqn in self._bodies])
         structure.placed = [(piece.source, piece) for piece in self.pieces]
         for tensor in self._tensors:
