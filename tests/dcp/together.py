@@ -311,6 +311,14 @@ def without_collectives(store: Backend) -> Any:
         into = made(0.0)
         dcp.load(into, storage_reader=store.reader("apart" if at != 1 else "apart later"))
         found.append(into)
+    for at in range(2):
+        planner = DefaultSavePlanner(enable_plan_caching=True)
+        planner._cached_plans_key = f"apart by {store.ours}"
+        state = {"plain": torch.full((3,), float(at + rank)), "at": at}
+        dcp.save(state, storage_writer=store.writer(f"apart cached{at}"), planner=planner, use_collectives=False)
+        into = {"plain": torch.zeros(3), "at": -1}
+        dcp.load(into, storage_reader=store.reader(f"apart cached{at}"))
+        found.append(into)
     dcp.save({"w": torch.ones(2), "r": 1}, storage_writer=store.writer("and together"))
     into = {"w": torch.zeros(2), "r": 0}
     dcp.load(into, storage_reader=store.reader("and together"))

@@ -133,8 +133,8 @@ class CkptdWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Stage this rank's share. Raises SaveError and its kin, and what the planner raises; no other rank waits then."""
-        saver, seat = saver_of(self.job), plan.storage_data
-        if not isinstance(seat, Seat):
+        saver, seat = saver_of(self.job), self._apart or plan.storage_data  # a plan from DCP's cache has an earlier save's
+        if not isinstance(seat, Seat) or seat.apart != (self._apart is not None):
             raise SaveError("the planner lost what prepare_global_plan() gave it: its finish_plan() must keep storage_data")
         step = saver.enter(seat, self.step)
         try:
