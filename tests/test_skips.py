@@ -15,7 +15,7 @@ def run(directory: Path, allowed: str, *options: str) -> subprocess.CompletedPro
     (tests / "__init__.py").touch()
     (tests / "skips.txt").write_text(allowed)
     (tests / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text().replace("tests.servers", "pytest_nothing"))
-    (directory / "pytest_nothing.py").write_text("fake_gcs = gcs_url = minio = minio_url = None\n")
+    (directory / "pytest_nothing.py").write_text("azure_url = azurite = fake_gcs = gcs_url = minio = minio_url = None\n")
     (tests / "test_it.py").write_text(
         "import pytest\n"
         "def test_passes(): pass\n"

@@ -11,7 +11,7 @@ from tests.e2e.harness import Job, by_kind, losses
 
 TRAINER = Path(__file__).with_name("mesh_trainer.py")
 EVERY = 3
-WAYS = [("ddp", 4), ("fsdp2", 3), ("hsdp", 4), ("tp", 4), ("plain", 1), ("pp", 2), ("tp", 4)]
+WAYS = [("ddp", 4), ("fsdp2", 3), ("hsdp", 4), ("tp", 4), ("plain", 1), ("pp", 2)]
 
 
 def test_a_training_goes_on_in_any_layout(tmp_path: Path) -> None:
