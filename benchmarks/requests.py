@@ -34,6 +34,7 @@ from ckptd.model.records import MAX_RECORD_BYTES
 from ckptd.model.region import Ints
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
+from ckptd.restore.buffers import HeapBuffers
 from ckptd.restore.checkpoint import open_checkpoint
 from ckptd.restore.fetch import READ_BYTES, fetch
 from ckptd.restore.plan import plan
@@ -44,6 +45,7 @@ from ckptd_client.messages import Item, Want
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 TENSORS, ROWS, COLUMNS = 8, 1024, 1024  # of fp32 on each node: 32 MiB, two segments
+RING_FRAMES = ArenaSettings.model_fields["ring_bytes"].default // MAX_FRAME_BYTES  # a daemon's: ranges are as long as there
 NODE_BYTES = TENSORS * ROWS * COLUMNS * 4
 JOB = "job"
 LINEAR = 1.02
@@ -184,32 +186,16 @@ async def _read(store: Store, manifest: str, node: int, nodes: int, pool: Thread
     items = [_item(number, node, nodes) for number in range(TENSORS)]
     wants = [Want(item.fqn, -1, item.dtype, item.shape, item.offsets, item.sizes) for item in items]
     reads = plan(checkpoint.layout, checkpoint.index, wants)
-    got, ring = bytearray(NODE_BYTES), _Ring(max(read.raw_bytes for read in reads))
+    got, ring = bytearray(NODE_BYTES), HeapBuffers(max(read.raw_bytes for read in reads), RING_FRAMES)
 
     def deliver(number: int, copies: Ints) -> None:
         for frame_offset, want, want_offset, count in copies.tolist():
             start = items[want].slot_offset + want_offset
             got[start : start + count] = ring.memory[number][frame_offset : frame_offset + count]
-        ring.free.put_nowait(number)
+        ring.give_back(number)
 
     await fetch(store, checkpoint, reads, ring, deliver, pool, ByteBudget(READ_BYTES))
     return got
-
-
-class _Ring:
-    """As many buffers as a daemon's ring has of the longest frames: ranges are as long as there."""
-
-    count = ArenaSettings.model_fields["ring_bytes"].default // MAX_FRAME_BYTES
-
-    def __init__(self, buffer_bytes: int) -> None:
-        self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(self.count)]
-        self.free: asyncio.Queue[int] = asyncio.Queue()
-        for number in range(self.count):
-            self.free.put_nowait(number)
-
-    async def acquire(self) -> tuple[int, memoryview]:
-        number = await self.free.get()
-        return number, self.memory[number]
 
 
 def _item(number: int, node: int, nodes: int) -> Item:

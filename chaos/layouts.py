@@ -28,6 +28,7 @@ from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.region import Ints
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
+from ckptd.restore.buffers import HeapBuffers
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
@@ -150,34 +151,18 @@ async def load(
         tree = targets.tree(name, scope)
         merge(targets, thing.state, {key: tree[key] for key in thing.state}, name)
     reads = await asyncio.to_thread(plan, checkpoint.layout, checkpoint.index, targets.wants)
-    ring = _Ring(max((read.raw_bytes for read in reads), default=1))
+    ring = HeapBuffers(max((read.raw_bytes for read in reads), default=1), 2)
+    frames = [torch.frombuffer(memory, dtype=torch.uint8).numpy() for memory in ring.memory]
     bodies = [memory.numpy() for memory in targets.memory]
 
     def deliver(number: int, copies: Ints) -> None:
         for start, want, at, count in copies.tolist():
-            bodies[want][at : at + count] = ring.bodies[number][start : start + count]
-        ring.free.put_nowait(number)
+            bodies[want][at : at + count] = frames[number][start : start + count]
+        ring.give_back(number)
 
     await fetch(store, checkpoint, reads, ring, deliver, pool, ByteBudget(1 << 20))
     for finish in targets.finish:
         finish()
-
-
-class _Ring:
-    """Two buffers for frames."""
-
-    count = 2
-
-    def __init__(self, buffer_bytes: int) -> None:
-        self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(self.count)]
-        self.bodies = [torch.frombuffer(memory, dtype=torch.uint8).numpy() for memory in self.memory]
-        self.free: asyncio.Queue[int] = asyncio.Queue()
-        for number in range(self.count):
-            self.free.put_nowait(number)
-
-    async def acquire(self) -> tuple[int, memoryview]:
-        number = await self.free.get()
-        return number, self.memory[number]
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ckptd.model.frame import MAX_FRAME_BYTES
 from ckptd.model.layout import GLOBAL, Tensor
 from ckptd.model.region import Ints
 from ckptd.pipeline.budget import ByteBudget
+from ckptd.restore.buffers import HeapBuffers
 from ckptd.restore.checkpoint import Checkpoint
 from ckptd.restore.fetch import READ_BYTES, fetch
 from ckptd.restore.plan import plan
@@ -127,7 +127,7 @@ async def read_spans(
     """
     memory = memoryview(bytearray(max((span.nbytes for span in wanted), default=0)))
     memory = memoryview(bytearray(SPAN_BYTES)) if len(wanted) > 1 and memory.nbytes < SPAN_BYTES else memory
-    buffers = _Frames()
+    buffers = HeapBuffers(MAX_FRAME_BYTES, _FRAMES)
     with ThreadPoolExecutor(2, thread_name_prefix="ckptd-export") as pool:
         for batch in _batches(wanted, memory.nbytes):
             starts = _starts(batch)
@@ -160,28 +160,12 @@ def _starts(batch: Sequence[Span]) -> list[int]:
     return starts
 
 
-def _copier(buffers: _Frames, memory: memoryview, starts: Sequence[int]) -> Callable[[int, Ints], None]:
+def _copier(buffers: HeapBuffers, memory: memoryview, starts: Sequence[int]) -> Callable[[int, Ints], None]:
     def deliver(number: int, copies: Ints) -> None:
         frame = buffers.memory[number]
         for offset, want, want_offset, count in copies.tolist():
             at = starts[want] + want_offset
             memory[at : at + count] = frame[offset : offset + count]
-        buffers.free.put_nowait(number)
+        buffers.give_back(number)
 
     return deliver
-
-
-class _Frames:
-    """Room for some frames."""
-
-    count = _FRAMES
-
-    def __init__(self) -> None:
-        self.memory = [memoryview(bytearray(MAX_FRAME_BYTES)) for _ in range(self.count)]
-        self.free: asyncio.Queue[int] = asyncio.Queue()
-        for number in range(self.count):
-            self.free.put_nowait(number)
-
-    async def acquire(self) -> tuple[int, memoryview]:
-        number = await self.free.get()
-        return number, self.memory[number]

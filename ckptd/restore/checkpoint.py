@@ -17,6 +17,7 @@ from ckptd.model.manifest import MAX_MANIFEST_BYTES, Manifest, ObjectRef, decode
 from ckptd.model.records import digest
 from ckptd.model.region import Ints
 from ckptd.pipeline.budget import ByteBudget
+from ckptd.restore.buffers import HeapBuffers
 from ckptd.restore.fetch import READ_BYTES, fetch
 from ckptd.restore.plan import plan_objects
 from ckptd.store.base import Store, get_small
@@ -53,12 +54,12 @@ class Checkpoint:
         """
         found, reads = plan_objects(self.layout, self.index, ranks)
         bodies = [bytearray(nbytes) for _, _, nbytes in found]
-        scratch = _Scratch(max((read.raw_bytes for read in reads), default=0))
+        scratch = HeapBuffers(max((read.raw_bytes for read in reads), default=0), 2)
 
         def deliver(number: int, copies: Ints) -> None:
             for offset, want, want_offset, count in copies.tolist():
                 bodies[want][want_offset : want_offset + count] = scratch.memory[number][offset : offset + count]
-            scratch.free.put_nowait(number)
+            scratch.give_back(number)
 
         with ThreadPoolExecutor(1, thread_name_prefix="ckptd-objects") as pool:
             await fetch(store, self, reads, scratch, deliver, pool, ByteBudget(READ_BYTES))
@@ -66,22 +67,6 @@ class Checkpoint:
         for (rank, fqn, _), body in zip(found, bodies, strict=True):
             objects[rank][fqn] = bytes(body)
         return [objects[rank] for rank in ranks]
-
-
-class _Scratch:
-    """Two frame buffers."""
-
-    count = 2
-
-    def __init__(self, buffer_bytes: int) -> None:
-        self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(self.count)]
-        self.free: asyncio.Queue[int] = asyncio.Queue()
-        for number in range(self.count):
-            self.free.put_nowait(number)
-
-    async def acquire(self) -> tuple[int, memoryview]:
-        number = await self.free.get()
-        return number, self.memory[number]
 
 
 async def open_checkpoint(store: Store, job: str, manifest_hash: str) -> Checkpoint:

@@ -21,6 +21,7 @@ from ckptd.model.dtypes import OBJECT
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.layout import GLOBAL
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
+from ckptd.restore.buffers import HeapBuffers
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.plan import plan
 from ckptd.store.directory import DirectoryStore
@@ -32,7 +33,6 @@ from ckptd_client.restore import Targets, materialise, merge
 from ckptd_client.scopes import scope_of
 from ckptd_client.shares import pieces_of
 from ckptd_client.tree import Collector, Part
-from tests.restore.states import Ring
 
 JOB = "job"
 ALL_DTYPES = [
@@ -169,12 +169,12 @@ async def _fetched(root: Path, checkpoint: Checkpoint, targets: Targets) -> list
 
     assert all(t.dtype == OBJECT or t.rank == GLOBAL for t in checkpoint.layout.tensors)
     bodies = [bytearray(memory.numel()) for memory in targets.memory]
-    ring = Ring(4 << 20, 4)
+    ring = HeapBuffers(4 << 20, 4)
 
     def deliver(number: int, copies: Any) -> None:
         for offset, want, at, count in copies.tolist():
             bodies[want][at : at + count] = ring.memory[number][offset : offset + count]
-        ring.free.put_nowait(number)
+        ring.give_back(number)
 
     reads = plan(checkpoint.layout, checkpoint.index, targets.wants)
     with ThreadPoolExecutor(1) as pool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from ckptd.model.part import Part
 from ckptd.model.region import Ints
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
+from ckptd.restore.buffers import HeapBuffers
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
@@ -115,7 +115,7 @@ async def load(
     """The bytes of each want, as a trainer copies them out of a ring of buffers. Every byte is written exactly once."""
     reads = plan(checkpoint.layout, checkpoint.index, wants)
     assert [(read.segment, read.offset) for read in reads] == sorted({(read.segment, read.offset) for read in reads})
-    ring = Ring(max((read.raw_bytes for read in reads), default=1), buffers)
+    ring = HeapBuffers(max((read.raw_bytes for read in reads), default=1), buffers)
     results = [bytearray(int(np.prod(want.sizes)) * n) for want, n in zip(wants, itemsizes, strict=True)]
     written = [bytearray(len(result)) for result in results]
 
@@ -125,26 +125,11 @@ async def load(
             results[copy.want][target] = ring.memory[number][copy.frame_offset : copy.frame_offset + copy.nbytes]
             assert not any(written[copy.want][target])
             written[copy.want][target] = b"\1" * copy.nbytes
-        ring.free.put_nowait(number)
+        ring.give_back(number)
 
     await fetch(store, checkpoint, reads, ring, deliver, pool, ByteBudget(3000), read_bytes=1000)
     assert all(all(marks) for marks in written)
     return [bytes(result) for result in results]
-
-
-class Ring:
-    """Buffers of whoever restores."""
-
-    def __init__(self, buffer_bytes: int, count: int) -> None:
-        self.count = count
-        self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(count)]
-        self.free: asyncio.Queue[int] = asyncio.Queue()
-        for number in range(count):
-            self.free.put_nowait(number)
-
-    async def acquire(self) -> tuple[int, memoryview]:
-        number = await self.free.get()
-        return number, self.memory[number]
 
 
 class CountingStore(DirectoryStore):

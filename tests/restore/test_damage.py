@@ -22,12 +22,13 @@ from ckptd.model.part import Part
 from ckptd.model.region import Region
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.pipeline.write import WriteOptions
+from ckptd.restore.buffers import HeapBuffers
 from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
 from ckptd.store.directory import DirectoryStore
 from ckptd_client.messages import Want
-from tests.restore.states import ATTEMPT, JOB, Ring, Slot, load, opened, region, save, write_one
+from tests.restore.states import ATTEMPT, JOB, Slot, load, opened, region, save, write_one
 
 WHOLE = np.arange(15, dtype="<u4").reshape(5, 3)
 WANT = Want("w", -1, "float32", (5, 3), (0, 0), (5, 3))
@@ -203,7 +204,7 @@ async def test_a_cancelled_fetch_leaves_no_thread_in_the_buffers(
 
     monkeypatch.setattr(fetch_module, "decode_frame", slow_decode)
     reads = plan(checkpoint.layout, checkpoint.index, [WANT])
-    task = asyncio.create_task(fetch(store, checkpoint, reads, Ring(16, 3), lambda *_: None, pool, ByteBudget(99)))
+    task = asyncio.create_task(fetch(store, checkpoint, reads, HeapBuffers(16, 3), lambda *_: None, pool, ByteBudget(99)))
     await asyncio.to_thread(begun.wait, 10)
     task.cancel()
     for _ in range(20):
@@ -220,7 +221,7 @@ async def test_a_fetch_that_gets_no_credit_can_be_cancelled(tmp_path: Path, pool
     store, checkpoint = await opened(tmp_path, manifest)
     reads = plan(checkpoint.layout, checkpoint.index, [WANT])
     given, budget = asyncio.Event(), ByteBudget(99)
-    task = asyncio.create_task(fetch(store, checkpoint, reads, Ring(16, 1), lambda *_: given.set(), pool, budget))
+    task = asyncio.create_task(fetch(store, checkpoint, reads, HeapBuffers(16, 1), lambda *_: given.set(), pool, budget))
     await given.wait()  # the only buffer; nobody gives it back
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
