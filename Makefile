@@ -27,7 +27,7 @@ $(UV):
 	$(PYTHON) -m venv .tools/uv-venv
 	.tools/uv-venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-.venv/.synced: pyproject.toml client/pyproject.toml ckptd/codec/_planes.c | $(UV)
+.venv/.synced: pyproject.toml client/pyproject.toml $(wildcard ckptd/codec/_*.[ch]) | $(UV)
 	$(UV) sync --quiet --all-groups --python $(PYTHON)
 	@touch $@
 

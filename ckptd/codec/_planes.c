@@ -3,21 +3,7 @@
  * Plain loops, which compilers turn into shuffles of whole vectors. What they do is defined by the NumPy versions in split.py
  * and pairs.py, byte for byte; these are several times as fast.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
-
-#if PY_BIG_ENDIAN
-#error "elements are read as little-endian numbers here; NumPy does it on this machine"
-#endif
-
-/* One version for each generation of vector units; the loader takes the one that fits the processor. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_THIS_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#else
-#define FOR_THIS_PROCESSOR
-#endif
+#include "_planes.h"
 
 #define EACH_2(DO) DO(0) DO(1)
 #define EACH_4(DO) EACH_2(DO) DO(2) DO(3)
@@ -266,6 +252,8 @@ static PyMethodDef functions[] = {
     {"merge", merge, METH_VARARGS, "merge(raw, turn, planes): fill raw with elements made of the planes' bytes."},
     {"pair", pair, METH_VARARGS, "pair(plane, base, span, pairs, aside): fill the pairs; bytes put aside, -1 if too many."},
     {"unpair", unpair, METH_VARARGS, "unpair(pairs, base, aside, plane): fill the plane."},
+    {"split_heads", split_heads, METH_VARARGS, "split_heads(raw, base, heads, tails, aside): see heads.py."},
+    {"merge_heads", merge_heads, METH_VARARGS, "merge_heads(raw, base, heads, tails, aside): see heads.py."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from chaos.planes import raw_bytes_of
 from ckptd.codec import entropy, planes
+from ckptd.codec import heads as heads_module
 from ckptd.codec import pairs as pairs_module
 from ckptd.codec import split as split_module
 from ckptd.codec.entropy import DIRECT, DirectZstd, PublicZstd, Zstd
@@ -49,7 +50,7 @@ def built(zstd: Callable[[], Zstd], compiled: bool) -> Iterator[None]:
     """As if that had been at hand when ckptd and zstandard were built."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planes._contexts, "zstd", zstd())
-        for module in (split_module, pairs_module):
+        for module in (split_module, pairs_module, heads_module):
             patch.setattr(module, "COMPILED", compiled and module.COMPILED)
         yield
 
@@ -77,7 +78,7 @@ def test_floats_take_little_more_than_the_entropy_of_their_planes(dtype: str) ->
     raw = weights(dtype)
     codec_id, stored = encoded(raw, dtype)
     assert codec_id == PLANES and decoded(codec_id, stored, len(raw)) == raw
-    width = stored[0]
+    width = stored[0] or 2
     elements = np.frombuffer(raw, f"<u{width}")
     if width > 1:
         elements = elements << 1 | elements >> (8 * width - 1)
@@ -223,7 +224,12 @@ def test_a_damaged_byte_is_other_bytes_or_corrupt_never_more(
 @given(st.binary(max_size=300), st.sampled_from([1, 2, 4, 8]), st.integers(0, 1), st.integers(1, 255), st.integers(0, 300))
 def test_random_bytes_raise_only_corrupt_error(body: bytes, width: int, turn: int, mask: int, raw_bytes: int) -> None:
     for zstd in ZSTDS:
-        for stored in (body, bytes([width, turn, mask, 0]) + struct.pack("<I", len(body)) + body, b"\x28\xb5\x2f\xfd" + body):
+        for stored in (
+            body,
+            bytes(2) + body,
+            bytes([width, turn, mask, 0]) + struct.pack("<I", len(body)) + body,
+            b"\x28\xb5\x2f\xfd" + body,
+        ):
             with built(zstd, True):
                 try:
                     decoded(PLANES, stored, raw_bytes)
