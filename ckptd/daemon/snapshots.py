@@ -22,7 +22,7 @@ from ckptd.model.part import Part
 from ckptd.pipeline.unchanged import Base, remember
 from ckptd.pipeline.write import RankSource, layout_of, write_part
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client.messages import Aborted, Durable
+from ckptd_client.messages.saving import Aborted, Durable
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED = 64  # given-up snapshots whose next attempt number is known; far more than can be open

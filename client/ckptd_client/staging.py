@@ -17,19 +17,9 @@ from ckptd_client.copying import Copying
 from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, ResourceError, SaveError
 from ckptd_client.handle import Handle
 from ckptd_client.hidden import Hidden
-from ckptd_client.messages import (
-    Aborted,
-    Durable,
-    Gen,
-    Message,
-    Missed,
-    Register,
-    Registered,
-    Released,
-    Resume,
-    Resumed,
-    Sealed,
-)  # fmt: skip
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import Gen
+from ckptd_client.messages.saving import Aborted, Durable, Missed, Register, Registered, Released, Resume, Resumed, Sealed
 from ckptd_client.session import REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
 from ckptd_client.tree import Collected
 
