@@ -25,10 +25,10 @@ from ckptd.commit.patience import Patience
 from ckptd.commit.retention import Retention, next_to_retire
 from ckptd.commit.sweep import Collector, execute
 from ckptd.errors import CkptdError, LogTruncatedError, NotFoundError, OfficeLostError, UnavailableError
+from ckptd.model.canonical import digest
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.keys import data_prefix, index_key, layout_key, manifest_key, segment_key
 from ckptd.model.manifest import Manifest, ObjectRef
-from ckptd.model.records import digest
 from ckptd.store.base import Body, ObjectInfo, pieces_of
 from ckptd.store.retry import RetryingStore, RetrySettings
 from tests.clock import FakeClock
