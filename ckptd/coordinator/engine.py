@@ -13,13 +13,7 @@ from typing import Protocol
 import structlog
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
-from ckptd.coordinator.actions import (
-    Adopt,
-    CompleteJob,
-    FormGeneration,
-    FormRanks,
-    Wait,
-)
+from ckptd.coordinator.actions import Adopt, CompleteJob, FormGeneration, FormRanks, Wait
 from ckptd.coordinator.alive import blind_nodes
 from ckptd.coordinator.apply import apply, attach, detach
 from ckptd.coordinator.chronicle import log_action, note_action, note_settled, note_trouble
