@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import structlog
@@ -33,6 +32,7 @@ from ckptd.coordinator.world import Target
 from ckptd.model.canonical import MAX_NUMBER
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
+from ckptd.troubles import Trouble as Concern
 from ckptd.troubles import Troubles
 
 MAX_ACTIONS_PER_STEP = 10_000
@@ -90,7 +90,7 @@ class Engine:
         self.metrics = metrics or CoordinatorMetrics("")
         self._looked_seconds = 0.0
         self.troubles = Troubles(clock)
-        self.troubles.heard = partial(note_trouble, self.events)
+        self.troubles.heard = self._heard
         self._stepped_seconds = clock.monotonic()
         self.state = State(epoch, clock.monotonic(), outcome_of=log.outcome_of)
         self._look_at_log()
@@ -272,6 +272,9 @@ class Engine:
         _log.warning("node dropped: it does not read its messages; it will reconnect", node=node)
         self.detach(node, link)
         return False
+
+    def _heard(self, trouble: Concern, seconds: float | None) -> None:
+        note_trouble(self.events, trouble, seconds)
 
     def _log_reasons(self, reasons: dict[str, str]) -> None:
         for topic, reason in reasons.items():
