@@ -20,7 +20,7 @@ from ckptd.model.layout import GLOBAL, Layout, StoredRegion, Tensor, decode_layo
 from ckptd.model.region import Region
 from ckptd.model.segment import Segment
 from ckptd.restore.plan import plan
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 _REGIONS, _WANTS, _SIDE, _TILES = 100_000, 1000, 320, 32
 _SEGMENT = 16 << 20

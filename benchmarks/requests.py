@@ -41,7 +41,8 @@ from ckptd.restore.plan import plan
 from ckptd.store.base import Store, get_small
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.metered import MeteredStore, StoreMetrics
-from ckptd_client.messages import Item, Want
+from ckptd_client.messages.restoring import Want
+from ckptd_client.messages.saving import Item
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 TENSORS, ROWS, COLUMNS = 8, 1024, 1024  # of fp32 on each node: 32 MiB, two segments

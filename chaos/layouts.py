@@ -35,7 +35,7 @@ from ckptd.restore.plan import plan
 from ckptd.store.directory import DirectoryStore
 from ckptd_client.arena import ID_BYTES, Arena, Shape, make_arena
 from ckptd_client.capture import Plan
-from ckptd_client.messages import RestoreInfo
+from ckptd_client.messages.restoring import RestoreInfo
 from ckptd_client.parts import Names, part_of
 from ckptd_client.restore import Targets, merge
 from ckptd_client.scopes import over, per_index, per_rank, scope_of

@@ -37,7 +37,7 @@ from pathlib import Path
 from chaos.standin_rank import Rank, Together, WrongBytesError, say
 from ckptd_client.agent_link import AgentLink, AnswerTimeoutError, GenerationOverError, JobCompleteError
 from ckptd_client.errors import CkptdError
-from ckptd_client.messages import Formed, KvGet, KvSet, KvValue, World
+from ckptd_client.messages.agents import Formed, KvGet, KvSet, KvValue, World
 from ckptd_client.place import Place, die_with_agent
 from ckptd_client.wire import default_socket
 

@@ -18,19 +18,9 @@ from ckptd_client.arena import Arena
 from ckptd_client.capture import Plan
 from ckptd_client.errors import CkptdError, ResourceError, RestoreError, SaveError
 from ckptd_client.member import Member
-from ckptd_client.messages import (
-    Durable,
-    Finished,
-    Item,
-    Message,
-    RestoreCredit,
-    RestoreEnd,
-    RestoreFrame,
-    RestoreRead,
-    RestoreRing,
-    Vacate,
-    Want,
-)
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.restoring import RestoreCredit, RestoreEnd, RestoreFrame, RestoreRead, RestoreRing, Want
+from ckptd_client.messages.saving import Durable, Finished, Item, Vacate
 from ckptd_client.place import Place
 from ckptd_client.recover import PROGRESS, recover
 from ckptd_client.restore import Targets

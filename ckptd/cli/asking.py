@@ -25,7 +25,7 @@ from ckptd.model.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from ckptd.rpc.access import Access, read_authorities, read_token
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.store.base import Store, get_small
-from ckptd_client.messages import PROTOCOL_VERSION, StatusAsk, StatusInfo
+from ckptd_client.messages.hello import PROTOCOL_VERSION, StatusAsk, StatusInfo
 from ckptd_client.wire import dial
 
 T = TypeVar("T")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ckptd.commit.state import Entry as Commit
 from ckptd.errors import CkptdError, CorruptError
+from ckptd.model.canonical import digest
 from ckptd.model.columns import Array
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.frame import FRAME, PLACE
@@ -20,7 +21,6 @@ from ckptd.model.keys import index_key, layout_key, manifest_key
 from ckptd.model.layout import GLOBAL, Layout, StoredRegion, Tensor
 from ckptd.model.manifest import BaseRef, Manifest, ObjectRef
 from ckptd.model.part import Entry, Part
-from ckptd.model.records import digest
 from ckptd.model.region import Region, covered_once
 from ckptd.model.segment import Segment
 from ckptd.store.base import Store

@@ -23,6 +23,7 @@ from ckptd.commit.catalog import Status, catalog
 from ckptd.commit.fold import collectable
 from ckptd.commit.state import State
 from ckptd.errors import CorruptError, NotFoundError
+from ckptd.model.canonical import is_hash
 from ckptd.model.ids import Attempt, Generation
 from ckptd.model.keys import (
     attempts_prefix,
@@ -37,7 +38,6 @@ from ckptd.model.keys import (
     state_prefix,
 )
 from ckptd.model.manifest import MAX_MANIFEST_BYTES, decode_manifest
-from ckptd.model.records import is_hash
 from ckptd.store.base import ObjectInfo, Store, get_small
 from ckptd.store.keys import is_key
 

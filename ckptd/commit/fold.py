@@ -28,8 +28,9 @@ from enum import Enum
 
 from ckptd.commit.state import EMPTY, Entry, Forgotten, State, decode_state, encode_state, state_hash
 from ckptd.errors import CorruptError
+from ckptd.model.canonical import digest
 from ckptd.model.ids import Attempt, Generation, Snapshot
-from ckptd.model.records import Abort, Commit, Epoch, Forget, Office, Pin, Quarantine, Record, Retire, Unpin, digest, encode
+from ckptd.model.records import Abort, Commit, Epoch, Forget, Office, Pin, Quarantine, Record, Retire, Unpin, encode
 
 __all__ = [
     "EMPTY",

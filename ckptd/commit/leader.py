@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ckptd.errors import CorruptError, NotFoundError
+from ckptd.model.canonical import FORMAT_VERSION, MAX_NUMBER, canonical, parse_canonical
 from ckptd.model.keys import leader_key
-from ckptd.model.records import FORMAT_VERSION, MAX_NUMBER, canonical, clean_reason, parse_canonical
+from ckptd.model.records import clean_reason
 from ckptd.store.base import Store, get_small
 
 MAX_HINT_BYTES: Final = 8192  # 500 characters of ``over``, escaped, and the rest

@@ -30,9 +30,10 @@ from ckptd.errors import (
     StoreError,
     UnavailableError,
 )
+from ckptd.model.canonical import digest
 from ckptd.model.ids import check_job
 from ckptd.model.keys import latest_key, log_key, log_prefix, state_key
-from ckptd.model.records import MAX_RECORD_BYTES, Body, Epoch, Office, Record, decode, digest, encode
+from ckptd.model.records import MAX_RECORD_BYTES, Body, Epoch, Office, Record, decode, encode
 from ckptd.store.base import Store, get_small
 
 Decide = Callable[[State], Body | None]

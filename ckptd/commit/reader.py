@@ -11,8 +11,9 @@ import structlog
 from ckptd.commit.fold import EMPTY, State, check_chain, fold
 from ckptd.commit.state import EMPTY_HASH, decode_state, state_hash
 from ckptd.errors import CorruptError, LogTruncatedError
+from ckptd.model.canonical import MAX_NUMBER, canonical, digest, is_number, parse_canonical
 from ckptd.model.keys import log_key, state_key
-from ckptd.model.records import GENESIS, MAX_NUMBER, canonical, decode, digest, is_number, parse_canonical
+from ckptd.model.records import GENESIS, decode
 
 MAX_HINT_BYTES: Final = 200
 # How far past the tail we look for records that would show it to be a hole. Doubling distances: a lost record, or a lost run

@@ -13,21 +13,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ckptd.errors import CorruptError
-from ckptd.model.ids import Attempt, Generation, Snapshot
-from ckptd.model.records import (
+from ckptd.model.canonical import (
     FORMAT_VERSION,
-    GENESIS,
-    Office,
     canonical,
     digest,
     is_hash,
-    is_nonce,
     is_number,
-    is_who,
     parse_canonical,
     read_attempt,
     read_snapshot,
 )
+from ckptd.model.ids import Attempt, Generation, Snapshot
+from ckptd.model.records import GENESIS, Office, is_nonce, is_who
 
 MAX_STATE_BYTES: Final = 64 * 1024 * 1024
 

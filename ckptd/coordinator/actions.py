@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptd.coordinator.state import Failure, Schedule, Target
+from ckptd.coordinator.world import Failure, Schedule, Target
 from ckptd.model.ids import Generation, Snapshot
 
 

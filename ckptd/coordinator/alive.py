@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ckptd.coordinator.actions import Action, DeclareDead, Revive, Wait
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import Gone, Joined, MemberOf, Node, Rank, State, World
+from ckptd.coordinator.state import Gone, Joined, MemberOf, Node, State
+from ckptd.coordinator.world import Rank, World
 
 
 def silent(now: float, node: Node, options: CoordinatorOptions) -> bool:

@@ -11,7 +11,8 @@ import structlog
 
 from ckptd.coordinator import members, snapshots
 from ckptd.coordinator.convert import attempt_of, generation_of, rank_of, reason_of, report_of, text_of
-from ckptd.coordinator.state import Joined, LooseRank, MemberOf, Node, Rank, Report, State, World
+from ckptd.coordinator.state import Joined, LooseRank, MemberOf, Node, State
+from ckptd.coordinator.world import Rank, Report, World
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation
 from ckptd.rpc.v1 import coordinator_pb2 as pb

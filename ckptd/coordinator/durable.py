@@ -21,7 +21,8 @@ from ckptd.commit.office import Committer, pin
 from ckptd.commit.state import Entry
 from ckptd.coordinator.confirming import Confirm
 from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, PinJob, QuarantineJob
-from ckptd.coordinator.state import NOTHING, Outcome, Target
+from ckptd.coordinator.state import Outcome
+from ckptd.coordinator.world import NOTHING, Target
 from ckptd.errors import CkptdError, CorruptError, OfficeLostError, ResourceError, StoreError
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation
 

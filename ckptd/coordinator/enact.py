@@ -8,7 +8,8 @@ import structlog
 
 from ckptd.coordinator import actions as act
 from ckptd.coordinator.apply import replay_held
-from ckptd.coordinator.state import PAUSED, Joined, MemberOf, Place, Rank, State, World
+from ckptd.coordinator.state import Joined, MemberOf, State
+from ckptd.coordinator.world import PAUSED, Place, Rank, World
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation
 
 _log = structlog.get_logger(__name__)

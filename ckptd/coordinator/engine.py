@@ -12,24 +12,10 @@ from typing import Protocol
 import structlog
 
 from ckptd.clock import SYSTEM_CLOCK, Clock
-from ckptd.coordinator import actions as act
-from ckptd.coordinator.actions import (
-    Adopt,
-    AskRegroup,
-    CompleteJob,
-    CountWorld,
-    FailRestore,
-    FormGeneration,
-    FormRanks,
-    NameRestore,
-    PauseSchedule,
-    StepBack,
-    StopJob,
-    Wait,
-    WithholdSchedule,
-)
+from ckptd.coordinator.actions import Adopt, CompleteJob, FormGeneration, FormRanks, Wait
 from ckptd.coordinator.alive import blind_nodes
 from ckptd.coordinator.apply import apply, attach, detach
+from ckptd.coordinator.chronicle import log_action, note_action, note_settled, note_trouble
 from ckptd.coordinator.decide import decide
 from ckptd.coordinator.durable import LogResult, Pinned, Quarantined, Settled, TailAbsent, Trouble
 from ckptd.coordinator.enact import LogJob, enact
@@ -39,11 +25,12 @@ from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.report import status_of
 from ckptd.coordinator.restoring import holder_in_use
-from ckptd.coordinator.state import Outcome, State, Target
+from ckptd.coordinator.state import Outcome, State
 from ckptd.coordinator.tell import messages_for
 from ckptd.coordinator.trouble import troubles_of
+from ckptd.coordinator.world import Target
+from ckptd.model.canonical import MAX_NUMBER
 from ckptd.model.ids import Attempt, Generation, Snapshot
-from ckptd.model.records import MAX_NUMBER
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.troubles import Trouble as Concern
 from ckptd.troubles import Troubles
@@ -176,7 +163,7 @@ class Engine:
                 if outcome.seq is not None and world is not None and attempt.snapshot.generation == world.id:
                     world.last_commit_seconds = now
                 _log.info("attempt settled", attempt=str(attempt), seq=outcome.seq, reason=outcome.reason)
-                self._say_settled(attempt, outcome)
+                note_settled(self.events, attempt, outcome)
             case Quarantined(seq, True):
                 self.events.add("quarantined", f"record {seq} is quarantined: it is not restored again")
             case Quarantined(seq, False):
@@ -200,12 +187,12 @@ class Engine:
             if urgent is None:
                 self._log_reasons({action.topic: action.reason for action in actions if isinstance(action, Wait)})
                 break
-            self._log_action(urgent)
+            log_action(urgent, self.state.fruitless)
             job = enact(self.state, urgent, now)
             if job is not None:
                 self._log.submit(job)
             self._after(urgent)
-            self._note(urgent)
+            note_action(self.events, urgent, self.state.world)
         else:
             raise AssertionError("decide() wants the same thing again and again")
         self.state.bases = self._log.referable(self.state.stepped_over)
@@ -286,74 +273,8 @@ class Engine:
         self.detach(node, link)
         return False
 
-    def _log_action(self, action: object) -> None:
-        match action:
-            case WithholdSchedule(reason):
-                _log.warning("no snapshots will be taken", reason=reason)
-            case FailRestore(reason, quarantine):
-                _log.error("NO RANK RESTORES", reason=reason, quarantined=quarantine)
-            case NameRestore(target, loss) if loss:
-                _log.error("STEPS ARE LOST", loss=loss, record=target.seq, step=target.step)
-            case StepBack(over, reason):
-                _log.error("stepping back one checkpoint", over=over, reason=reason)
-            case StopJob(diagnosis):
-                _log.error("THE JOB IS STOPPED", diagnosis=diagnosis)
-            case CountWorld(failure) if failure is not None:
-                _log.warning("a world failed without a checkpoint", in_a_row=self.state.fruitless + 1, first=failure.what)
-            case PauseSchedule(reason):
-                _log.warning("snapshots pause until every rank has a free slot", reason=reason)
-            case AskRegroup(nodes, reason, _):
-                _log.warning("regroup", nodes=list(nodes), reason=reason)
-            case _:
-                _log.info("decided", action=type(action).__name__, detail=str(action))
-
-    def _note(self, action: act.Action) -> None:
-        """Keep for people what has just been enacted."""
-        world = self.state.world
-        match action:
-            case FormGeneration() | FormRanks() | Adopt() if world is not None:
-                names = ", ".join(world.members)
-                word = "went on" if isinstance(action, Adopt) else "was formed"
-                text = f"generation {world.id} {word}: {world.world_size} ranks on {len(world.members)} nodes ({names})"
-                self.events.add("formed", text)
-            case AskRegroup(_, reason):
-                self.events.add("regroup", reason)
-            case act.DeclareDead(_, reason):
-                self.events.add("lost", reason)
-            case act.AnnounceSchedule(schedule):
-                self.events.add("schedule", f"a snapshot every {schedule.every} steps from step {schedule.first} on")
-            case PauseSchedule(reason):
-                self.events.add("paused", f"no snapshots until every rank has a free slot: {reason}")
-            case act.Revive(reason):
-                self.events.add("back", reason)
-            case WithholdSchedule(reason):
-                self.events.add("withheld", f"no snapshots will be taken: {reason}")
-            case act.NameRestore(target):
-                text = "there is nothing to restore" if target.seq is None else f"step {target.step}, record {target.seq}"
-                self.events.add("restore", text)
-            case act.RestoreGo():
-                self.events.add("restored", "every rank has what it was told to restore")
-            case act.FailRestore(reason, _):
-                self.events.add("restore failed", reason)
-            case StepBack(over, reason):
-                self.events.add("step back", f"without record {over}: {reason}")
-            case StopJob(diagnosis):
-                self.events.add("stopped", diagnosis)
-            case CompleteJob(reason):
-                self.events.add("complete", reason)
-
-    def _say_settled(self, attempt: Attempt, outcome: Outcome) -> None:
-        snapshot = attempt.snapshot
-        if outcome.seq is not None:
-            self.events.add("committed", f"step {snapshot.step} of generation {snapshot.generation}, record {outcome.seq}")
-        else:
-            self.events.add("aborted", f"step {snapshot.step} of generation {snapshot.generation}: {outcome.reason}")
-
     def _heard(self, trouble: Concern, seconds: float | None) -> None:
-        if seconds is None:
-            self.events.add("trouble", f"{trouble.topic}: {trouble.what}")
-        else:
-            self.events.add("over", f"{trouble.topic}: after {seconds:.0f} s: {trouble.what}")
+        note_trouble(self.events, trouble, seconds)
 
     def _log_reasons(self, reasons: dict[str, str]) -> None:
         for topic, reason in reasons.items():

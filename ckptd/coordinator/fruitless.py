@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from ckptd.coordinator.actions import Action, AskRegroup, CountWorld, StepBack, StopJob, Wait
 from ckptd.coordinator.alive import left_world
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import Failure, Joined, State, Target, World
+from ckptd.coordinator.state import Joined, State
+from ckptd.coordinator.world import Failure, Target, World
 
 _FREE_TRIES = 2  # failures after which the next world is formed at once: one bad node, one bad moment
 _CAUSES = 4

@@ -27,9 +27,10 @@ from ckptd.coordinator.service import CoordinatorService, serve
 from ckptd.coordinator.tidy import Tidier
 from ckptd.errors import CkptdError, ConfigError, OfficeLostError
 from ckptd.metrics import serve_metrics
+from ckptd.model.canonical import digest
 from ckptd.model.ids import check_job
 from ckptd.model.keys import log_key
-from ckptd.model.records import MAX_RECORD_BYTES, digest
+from ckptd.model.records import MAX_RECORD_BYTES
 from ckptd.rpc.access import OPEN, UNGUARDED, Access, Guard
 from ckptd.store.base import Store, get_small
 from ckptd.store.metered import MeteredStore

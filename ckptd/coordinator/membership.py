@@ -9,7 +9,8 @@ from ckptd.coordinator.actions import Action, Adopt, AskRegroup, CheckTail, Comp
 from ckptd.coordinator.alive import all_finished, left_world, silent, unheard
 from ckptd.coordinator.fruitless import due, pause_seconds
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import Claim, Gone, Joined, LooseRank, MemberOf, Node, State, World
+from ckptd.coordinator.state import Claim, Gone, Joined, LooseRank, MemberOf, Node, State
+from ckptd.coordinator.world import World
 from ckptd.model.ids import Generation
 
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ckptd.coordinator.state import OpenSnapshot, Outcome, World
+from ckptd.coordinator.state import OpenSnapshot, Outcome
+from ckptd.coordinator.world import World
 from ckptd.model.ids import NO_GENERATION
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.store.metered import StoreMetrics

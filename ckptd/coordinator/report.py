@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from ckptd.coordinator.alive import left_world, ranks_of, silent
 from ckptd.coordinator.convert import to_generation
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import Gone, Joined, Node, State, World
+from ckptd.coordinator.state import Gone, Joined, Node, State
+from ckptd.coordinator.world import World
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.troubles import Trouble
 

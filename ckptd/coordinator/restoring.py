@@ -9,7 +9,8 @@ from typing import Final
 from ckptd.coordinator.actions import Action, FailRestore, NameRestore, PinRestore, RestoreGo, Wait
 from ckptd.coordinator.fruitless import loss, offered, spoiled, spoiled_diagnosis
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import Rank, State, Target, World
+from ckptd.coordinator.state import State
+from ckptd.coordinator.world import Rank, Target, World
 from ckptd.model.ids import Generation
 
 _HOLDER: Final = re.compile(r"restore-(\d{1,10})-\d{1,10}-\d{1,10}")

@@ -19,7 +19,8 @@ from ckptd.coordinator.alive import left_world, silent
 from ckptd.coordinator.fruitless import offered
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.restoring import starts
-from ckptd.coordinator.state import MAX_OPEN_SNAPSHOTS, PAUSED, OpenSnapshot, Schedule, State, World
+from ckptd.coordinator.state import MAX_OPEN_SNAPSHOTS, OpenSnapshot, State
+from ckptd.coordinator.world import PAUSED, Schedule, World
 from ckptd.model.ids import Attempt
 
 

@@ -11,7 +11,8 @@ from functools import partial
 
 from ckptd.coordinator.alive import ranks_of
 from ckptd.coordinator.convert import to_attempt, to_generation, to_snapshot
-from ckptd.coordinator.state import Joined, MemberOf, Node, Outcome, Schedule, State, Target, World
+from ckptd.coordinator.state import Joined, MemberOf, Node, Outcome, State
+from ckptd.coordinator.world import Schedule, Target, World
 from ckptd.model.ids import Attempt
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 

@@ -8,7 +8,8 @@ from ckptd.coordinator.alive import blind_nodes
 from ckptd.coordinator.fruitless import offered
 from ckptd.coordinator.membership import waiting
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import State, World
+from ckptd.coordinator.state import State
+from ckptd.coordinator.world import World
 
 ABORTS: Final = 3
 """So many snapshots given up in a row are no accident."""

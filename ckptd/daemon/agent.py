@@ -12,7 +12,9 @@ from ckptd.daemon.ranks import from_pb
 from ckptd.errors import ConfigError, ProtocolError
 from ckptd.model.ids import NO_GENERATION, Generation
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client import messages as m
+from ckptd_client.messages.agents import Formed, Join, KvAdd, KvGet, KvSet, KvValue, Leave, World
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import Ok
 
 if TYPE_CHECKING:
     from ckptd.daemon.job import Job
@@ -27,9 +29,9 @@ class Agent:
     def __init__(self, job: Job, peer: Peer) -> None:
         self._job = job
         self.peer = peer
-        self.join: m.Join | None = None
-        self.world: m.World | None = None
-        self.left: m.Leave | None = None
+        self.join: Join | None = None
+        self.world: World | None = None
+        self.left: Leave | None = None
         self._kv_generation = NO_GENERATION
         self._sets: dict[str, bytes] = {}
         self._totals: dict[str, int] = {}
@@ -51,25 +53,25 @@ class Agent:
         finally:
             self.peer.close()
 
-    def _handle(self, message: m.Message) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
-            case m.Join():
+            case Join():
                 self.join, self.world = message, None
                 self._job.send(self._joined(message))
                 self.refuse(self._job.refusal)
-            case m.World():
+            case World():
                 self.join, self.world = None, message
                 self._job.bind_agent(message.world_key, self.generation)
                 self._job.send(self._member(message))
-            case m.Leave():
+            case Leave():
                 self.left = message
                 self._job.send(self.gone())
-            case m.KvSet() | m.KvAdd() | m.KvGet():
+            case KvSet() | KvAdd() | KvGet():
                 self._kv(message)
             case _:
                 raise ProtocolError(f"an agent may not send {type(message).__name__}")
 
-    def _kv(self, message: m.KvSet | m.KvAdd | m.KvGet) -> None:
+    def _kv(self, message: KvSet | KvAdd | KvGet) -> None:
         generation = Generation(*message.generation)
         if generation != self._kv_generation:
             self._kv_generation = generation
@@ -77,16 +79,16 @@ class Agent:
         if len(self._sets) + len(self._added) + len(self._gets) >= _KEYS:
             raise ProtocolError(f"more than {_KEYS} keys in the key-value space of one generation")
         match message:
-            case m.KvSet():
+            case KvSet():
                 self._sets[message.key] = message.value
                 self._job.send(self._set(message.key))
-                self.peer.send(m.Ok(message.id))
-            case m.KvAdd():
+                self.peer.send(Ok(message.id))
+            case KvAdd():
                 if message.id not in self._added:  # a repeated request counts once
                     self._added[message.id] = message.key
                     self._totals[message.key] = self._totals.get(message.key, 0) + message.amount
                 self._job.send(self._add(message.id))
-            case m.KvGet():
+            case KvGet():
                 self._gets[message.id] = message.key
                 self._job.send(self._get(message.id))
 
@@ -101,13 +103,13 @@ class Agent:
         if self.join is None or generation < self.generation:
             return
         pair = (generation.epoch, generation.n)
-        self.peer.send(m.Formed(self.join.id, pair, message.node_rank, message.num_nodes))
+        self.peer.send(Formed(self.join.id, pair, message.node_rank, message.num_nodes))
 
     def kv_value(self, message: pb.KvValue) -> None:
         """An answer of the key-value space. A counter's comes once: its request is settled then."""
         key = self._gets.pop(message.id, None) if message.id in self._gets else self._added.get(message.id)
         if key is not None:
-            self.peer.send(m.KvValue(message.id, message.value))
+            self.peer.send(KvValue(message.id, message.value))
 
     def facts(self) -> Iterator[pb.FromNode]:
         """What the coordinator must know of this agent."""
@@ -126,7 +128,7 @@ class Agent:
         failed, reason = (self.left.failed, self.left.reason) if self.left is not None else (True, "the agent's process died")
         return pb.FromNode(agent_gone=pb.AgentGone(agent=self.peer.process, failed=failed, reason=reason[:4096]))
 
-    def _joined(self, join: m.Join) -> pb.FromNode:
+    def _joined(self, join: Join) -> pb.FromNode:
         return pb.FromNode(
             join=pb.Join(
                 agent=self.peer.process,
@@ -138,7 +140,7 @@ class Agent:
             )
         )
 
-    def _member(self, world: m.World) -> pb.FromNode:
+    def _member(self, world: World) -> pb.FromNode:
         return pb.FromNode(
             member=pb.Member(
                 agent=self.peer.process,

@@ -22,8 +22,11 @@ from ckptd.daemon.trainer import Trainer
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client import messages as m
 from ckptd_client.arena import Schedule
+from ckptd_client.messages.agents import Complete, Regroup, Waiting
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Gen, Hello, Refused
+from ckptd_client.messages.saving import Notice
 
 _log = structlog.get_logger(__name__)
 
@@ -44,15 +47,15 @@ class Job:
         self.tenants = Tenants()
         self._trainers: dict[int, Trainer] = {}
         self._agent: Agent | None = None
-        self._complete: m.Complete | None = None
+        self._complete: Complete | None = None
         self._stopped_agent = ""
-        self._regroup: m.Regroup | None = None
+        self._regroup: Regroup | None = None
         self._arena_lock = asyncio.Lock()
         self._running = node.watch.spawn(self._link.run())
 
     # ---- from this node
 
-    async def trainer(self, peer: Peer, hello: m.Hello) -> None:
+    async def trainer(self, peer: Peer, hello: Hello) -> None:
         """Serve one trainer until it is gone."""
         record = RankRecord(
             hello.world_key,
@@ -147,11 +150,11 @@ class Job:
             self._ranks.add(record)
             self.send(record.lost())
 
-    async def agent(self, peer: Peer, generation: m.Gen) -> None:
+    async def agent(self, peer: Peer, generation: Gen) -> None:
         """Serve the agent until it is gone. ``generation`` is the one that it says to be part of."""
         if self._agent is not None and not self._agent.peer.exited.is_set() and self._agent.peer.process != peer.process:
             reason = "another agent of this job is running on this node; stop it first"
-            peer.send(m.Refused(m.PROTOCOL_VERSION, "job", reason))
+            peer.send(Refused(PROTOCOL_VERSION, "job", reason))
             peer.close()
             return
         agent = self._agent = Agent(self, peer)
@@ -285,7 +288,7 @@ class Job:
         if first is not None:
             first.notice(text)
         else:
-            self._to_agent(m.Notice(text))
+            self._to_agent(Notice(text))
 
     def _refused(self, text: str) -> None:
         if text and self._link.accepted:
@@ -304,12 +307,12 @@ class Job:
                 self._formed(message.formed)
             case "regroup":
                 generation = from_pb(message.regroup.generation)
-                self._regroup = m.Regroup((generation.epoch, generation.n), message.regroup.reason)
+                self._regroup = Regroup((generation.epoch, generation.n), message.regroup.reason)
                 self._to_agent(self._regroup)
             case "waiting":
-                self._to_agent(m.Waiting(message.waiting.reason))
+                self._to_agent(Waiting(message.waiting.reason))
             case "complete":
-                self._completed(m.Complete(message.complete.reason, message.complete.failed))
+                self._completed(Complete(message.complete.reason, message.complete.failed))
             case "restore_target":
                 await self.restores.targeted(message.restore_target)
             case "restore_go":
@@ -344,14 +347,14 @@ class Job:
         elif self._agent is not None:
             self._agent.formed(message)
 
-    def _completed(self, message: m.Complete) -> None:
+    def _completed(self, message: Complete) -> None:
         self._complete = message
         if message.failed:
             _log.error("THE JOB IS STOPPED", job=self.name, diagnosis=message.reason)
             self._stopped_agent = self._agent.peer.process if self._agent is not None else ""
         self._to_agent(message)
 
-    def _to_agent(self, message: m.Message) -> None:
+    def _to_agent(self, message: Message) -> None:
         if self._agent is not None:
             self._agent.peer.send(message)
 

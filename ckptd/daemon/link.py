@@ -15,8 +15,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from ckptd.commit.leader import read_hint
 from ckptd.daemon.node import Node
 from ckptd.errors import CkptdError, ConfigError, NotFoundError, UnavailableError
+from ckptd.model.canonical import digest
 from ckptd.model.keys import log_key
-from ckptd.model.records import MAX_RECORD_BYTES, digest
+from ckptd.model.records import MAX_RECORD_BYTES
 from ckptd.rpc import PROTOCOL_VERSION
 from ckptd.rpc.access import Access
 from ckptd.rpc.v1 import coordinator_pb2 as pb

@@ -9,7 +9,8 @@ import threading
 from ckptd.daemon.process import Exit, process_identity
 from ckptd.errors import ProtocolError
 from ckptd_client.errors import CkptdError, DaemonUnavailableError
-from ckptd_client.messages import Failed, Message
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import Failed
 from ckptd_client.wire import Connection
 
 _QUEUE = 1024

@@ -25,7 +25,9 @@ from ckptd.errors import CkptdError, ProtocolError, RestoreError
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.layout import GLOBAL, Tensor
 from ckptd.restore.checkpoint import Checkpoint, check_entry, open_checkpoint
-from ckptd_client import messages as m
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import Hello
+from ckptd_client.messages.restoring import ReadInfo, ReadList, ReadListed, ReadOpen, RestoreCredit, RestoreRead, Stored
 
 _log = structlog.get_logger(__name__)
 _LIST_NUMBERS: Final = 1 << 19
@@ -52,7 +54,7 @@ class Readings:
         self._opened: dict[tuple[str, int], _Opened] = {}
         self._locks: dict[str, asyncio.Lock] = {}  # one for each job that is being read: its pins change one by one
 
-    async def serve(self, peer: Peer, hello: m.Hello) -> None:
+    async def serve(self, peer: Peer, hello: Hello) -> None:
         """Serve one reader until it is gone."""
         reader = _Reader(self, self._node, peer, hello)
         try:
@@ -119,7 +121,7 @@ def stale_pins(state: State, node: str, incarnation: str) -> list[tuple[int, str
 
 
 def choose(state: State, job: str, step: int, seq: int) -> Entry:
-    """Which commit is meant, as `messages.ReadOpen` says. Raises RestoreError when there is none."""
+    """Which commit is meant, as `ReadOpen` says. Raises RestoreError when there is none."""
     live = [entry for entry in state.commits.values() if entry.live]
     found: Entry | None
     if seq >= 0:
@@ -138,7 +140,7 @@ def choose(state: State, job: str, step: int, seq: int) -> Entry:
 class _Reader:
     """One connection, with at most one checkpoint open, and one delivery under way."""
 
-    def __init__(self, readings: Readings, node: Node, peer: Peer, hello: m.Hello) -> None:
+    def __init__(self, readings: Readings, node: Node, peer: Peer, hello: Hello) -> None:
         self._readings = readings
         self._node = node
         self._peer = peer
@@ -152,7 +154,7 @@ class _Reader:
         """Converse until the connection ends."""
         try:
             while (message := await self._peer.next()) is not None:
-                if isinstance(message, m.RestoreCredit):
+                if isinstance(message, RestoreCredit):
                     if self._share is not None:
                         self._share.credit(message.buffer)
                     continue
@@ -175,22 +177,22 @@ class _Reader:
         if opened is not None:
             await self._readings.close(self._job, opened)
 
-    async def _answer(self, message: m.Message) -> None:
-        if not isinstance(message, m.ReadOpen | m.ReadList | m.RestoreRead):
+    async def _answer(self, message: Message) -> None:
+        if not isinstance(message, ReadOpen | ReadList | RestoreRead):
             _log.error("reader_protocol", job=self._job, error=f"a reader may not send {type(message).__name__}")
             self._peer.close()
             return
         try:
-            if isinstance(message, m.ReadOpen):
+            if isinstance(message, ReadOpen):
                 await self._open(message)
-            elif isinstance(message, m.ReadList):
+            elif isinstance(message, ReadList):
                 self._list(message)
             else:
                 await self._read(message)
         except CkptdError as error:
             self._peer.fail(message.id, error)
 
-    async def _read(self, message: m.RestoreRead) -> None:
+    async def _read(self, message: RestoreRead) -> None:
         share = self._share = Share(self._rank, message.wants, self._peer, message.id)
         try:
             await Together(self._node, self._checkpoint(), set, lambda _: None).deliver(share)
@@ -202,12 +204,12 @@ class _Reader:
             raise ProtocolError("nothing is open; send ReadOpen first")
         return self._opened.checkpoint
 
-    async def _open(self, message: m.ReadOpen) -> None:
+    async def _open(self, message: ReadOpen) -> None:
         await self._let_go()
         self._opened = opened = await self._readings.open(self._job, message.step, message.seq)
         checkpoint = opened.checkpoint
         objects, own = await checkpoint.read_objects(self._node.read_store, (GLOBAL, self._rank))
-        info = m.ReadInfo(
+        info = ReadInfo(
             message.id,
             opened.entry.n,
             opened.entry.attempt.snapshot.step,
@@ -218,8 +220,8 @@ class _Reader:
         )
         self._peer.send(info)
 
-    def _list(self, message: m.ReadList) -> None:
-        found: list[m.Stored] = []
+    def _list(self, message: ReadList) -> None:
+        found: list[Stored] = []
         numbers = 0
         for at, tensor in enumerate(_tensors(self._checkpoint())):
             if at < message.first:
@@ -228,8 +230,8 @@ class _Reader:
             if found and numbers > _LIST_NUMBERS:
                 break
             regions = [(stored.region.offsets, stored.region.sizes) for stored in tensor.regions]
-            found.append(m.Stored(tensor.fqn, tensor.rank, tensor.dtype, tensor.shape, regions))
-        self._peer.send(m.ReadListed(message.id, found))
+            found.append(Stored(tensor.fqn, tensor.rank, tensor.dtype, tensor.shape, regions))
+        self._peer.send(ReadListed(message.id, found))
 
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[Tensor]:

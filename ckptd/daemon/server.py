@@ -23,7 +23,7 @@ from ckptd.errors import CkptdError, ConfigError, ProtocolError, VersionMismatch
 from ckptd.model.ids import check_job
 from ckptd.troubles import Trouble
 from ckptd_client.errors import DaemonUnavailableError
-from ckptd_client.messages import (
+from ckptd_client.messages.hello import (
     PROTOCOL_VERSION,
     ROLES,
     WORLD_MAX,
@@ -33,7 +33,7 @@ from ckptd_client.messages import (
     StatusInfo,
     Welcome,
     different_versions,
-)  # fmt: skip
+)
 from ckptd_client.wire import Connection, dial
 
 _log = structlog.get_logger(__name__)

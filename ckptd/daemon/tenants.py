@@ -17,8 +17,10 @@ from ckptd.daemon.process import Life, find_process, pid_namespace
 from ckptd.daemon.ranks import RankRecord
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation
-from ckptd_client import messages as m
 from ckptd_client.arena import HELD, SEALED, WRITING
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.saving import Item, Released
+from ckptd_client.packing import pack, unpack
 
 _log = structlog.get_logger(__name__)
 
@@ -34,19 +36,19 @@ class Deed:
     process: str
     namespace: int
     base_seq: int
-    items: list[m.Item]
+    items: list[Item]
 
     def encode(self) -> bytes:
         """For the arena."""
-        return m.pack(self)
+        return pack(self)
 
     @property
-    def objects(self) -> list[m.Item]:
+    def objects(self) -> list[Item]:
         """Items whose length differs from save to save."""
         return [item for item in self.items if item.kind == "object"]
 
 
-def deed_of(job: str, record: RankRecord, items: list[m.Item]) -> Deed:
+def deed_of(job: str, record: RankRecord, items: list[Item]) -> Deed:
     """For a trainer that registers now."""
     place = (record.world_key, record.rank, record.world_size, record.process)
     return Deed(job, *place, pid_namespace(), record.base_seq, items)
@@ -60,11 +62,11 @@ class Tenant:
         self.deed = deed
         self.life = life
         self.since_seconds = time.monotonic()  # of its present life, or of its end
-        self.reach: Callable[[m.Message], object] | None = None
+        self.reach: Callable[[Message], object] | None = None
         self.taken: set[int] = set()  # slots that snapshots hold
         self.retired = False
         self._layout = 0
-        self._untold: list[m.Message] = []
+        self._untold: list[Message] = []
 
     @property
     def alive(self) -> bool:
@@ -82,7 +84,7 @@ class Tenant:
         generation, local_ranks = self.hosted.arena.read_world()
         return Generation(*generation), local_ranks
 
-    def connected(self, reach: Callable[[m.Message], object], layout: int) -> None:
+    def connected(self, reach: Callable[[Message], object], layout: int) -> None:
         """Its process is at the other end of ``reach``; what it has to hear is said now."""
         self.reach, self._layout, self.life = reach, layout, Life.ALIVE
         untold, self._untold = self._untold, []
@@ -93,7 +95,7 @@ class Tenant:
         """Its connection is over. Its process may come back."""
         self.reach = None
 
-    def tell(self, message: m.Message) -> None:
+    def tell(self, message: Message) -> None:
         """Say what became of a snapshot, now or when its process is back; at most two per slot are open at a time."""
         if self.reach is not None:
             self.reach(message)
@@ -123,7 +125,7 @@ class Tenant:
         self.hosted.arena.free(index)
         self.taken.discard(index)
         if self.reach is not None:
-            self.reach(m.Released(self._layout, index))
+            self.reach(Released(self._layout, index))
         self.hosted.drop()
 
     def clear(self) -> list[int]:
@@ -188,7 +190,7 @@ class Tenants:
 
 def read_deed(hosted: HostedArena) -> Deed:
     """Raises ProtocolError for a description that isn't one."""
-    deed = m.unpack(Deed, hosted.arena.description)
+    deed = unpack(Deed, hosted.arena.description)
     if len(deed.objects) != hosted.arena.shape.objects:
         raise ProtocolError("an arena's description does not fit its shape")
     return deed

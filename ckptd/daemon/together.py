@@ -24,7 +24,7 @@ from ckptd.restore.plan import FrameRead, plan
 from ckptd.restore.source import CountedStore
 from ckptd.restore.turns import by_turns, owners
 from ckptd_client.arena import PAGE
-from ckptd_client.messages import RestoreEnd, RestoreFrame, RestoreRing, Want
+from ckptd_client.messages.restoring import RestoreEnd, RestoreFrame, RestoreRing, Want
 
 _log = structlog.get_logger(__name__)
 GATHER_SECONDS: Final = 60.0

@@ -1,4 +1,4 @@
-"""The daemon's side of the conversation with one trainer (messages.py has the other)."""
+"""The daemon's side of the conversation with one trainer (`ckptd_client.messages` shows both)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,22 @@ from ckptd.errors import CkptdError, ConfigError, CorruptError, NewerFormatError
 from ckptd.model.ids import NO_GENERATION, Snapshot
 from ckptd.model.layout import GLOBAL
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client import messages as m
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import ONE_SAVE, WORLD_MAX, Ok
+from ckptd_client.messages.restoring import RestoreAsk, RestoreCredit, RestoreInfo, RestoreRead, RestoreReport
+from ckptd_client.messages.saving import (
+    Aborted,
+    Enter,
+    Finished,
+    Missed,
+    Notice,
+    Register,
+    Registered,
+    Resume,
+    Resumed,
+    Sealed,
+    Vacate,
+)
 
 if TYPE_CHECKING:
     from ckptd.daemon.job import Job
@@ -59,7 +74,7 @@ class Trainer:
 
     def notice(self, text: str) -> None:
         """Something for its user to know."""
-        self._peer.send(m.Notice(text))
+        self._peer.send(Notice(text))
 
     def write_schedule(self) -> None:
         """Put its world, and the job's schedule, where the trainer and the next daemon read them without a call."""
@@ -85,40 +100,40 @@ class Trainer:
             if self._tenant is not None:
                 self._tenant.disconnected()
 
-    async def _handle(self, message: m.Message) -> None:
+    async def _handle(self, message: Message) -> None:
         match message:
-            case m.Register():
+            case Register():
                 await self._register(message)
-            case m.Resume():
+            case Resume():
                 self._resume(message)
-            case m.Enter():
+            case Enter():
                 self._enter(message)
-            case m.Vacate():
+            case Vacate():
                 self._job.vacated(self._peer.process)
-            case m.RestoreCredit():
+            case RestoreCredit():
                 if self._share is not None:
                     self._share.credit(message.buffer)
-            case m.RestoreAsk():
+            case RestoreAsk():
                 self._asked(message)
-            case m.RestoreRead():
+            case RestoreRead():
                 self._spawn(self._restore_read(message), message.id)
-            case m.RestoreReport():
+            case RestoreReport():
                 self._spawn(self._restore_report(message), message.id)
-            case m.Sealed():
+            case Sealed():
                 await self._in_world()
                 self._sealed(message)
-            case m.Missed():
+            case Missed():
                 await self._in_world()
                 self._job.snapshots.missed(Snapshot(self.record.generation, message.step), self.record.rank, message.reason)
-            case m.Finished():
+            case Finished():
                 await self._in_world()
                 self._job.leave(self.record)
-                self._peer.send(m.Ok(message.id))
+                self._peer.send(Ok(message.id))
             case _:
                 raise ProtocolError(f"a trainer may not send {type(message).__name__}")
 
-    def _enter(self, message: m.Enter) -> None:
-        if not 0 <= message.rank < message.world_size <= m.WORLD_MAX:
+    def _enter(self, message: Enter) -> None:
+        if not 0 <= message.rank < message.world_size <= WORLD_MAX:
             raise ProtocolError(f"a rank lies in its world rank={message.rank} world_size={message.world_size}")
         old = self.record
         self._job.leave(old)
@@ -135,10 +150,10 @@ class Trainer:
 
     def aborted(self, snapshot: Snapshot, reason: str) -> None:
         """A snapshot of its world was given up. Whose world is there for this one alone must hear it before it has sealed."""
-        if self.record.world_key.startswith(m.ONE_SAVE) and self.record.generation == snapshot.generation:
-            self._peer.send(m.Aborted(snapshot.step, reason))
+        if self.record.world_key.startswith(ONE_SAVE) and self.record.generation == snapshot.generation:
+            self._peer.send(Aborted(snapshot.step, reason))
 
-    def _asked(self, message: m.RestoreAsk) -> None:
+    def _asked(self, message: RestoreAsk) -> None:
         request = message.id
         if self._job.refusal:
             self._peer.fail(request, ConfigError(self._job.refusal))
@@ -171,7 +186,7 @@ class Trainer:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _register(self, message: m.Register) -> None:
+    async def _register(self, message: Register) -> None:
         try:
             deed = deed_of(self._job.name, self.record, message.items)
             hosted = await self._job.make_arena(message.slots, message.slot_bytes, deed)
@@ -190,9 +205,9 @@ class Trainer:
         if not self.record.ready:
             self.record.ready = True
             self._job.send(self.record.up())
-        self._peer.send(m.Registered(message.id, self._layout, hosted.size_bytes), (hosted.fd,))
+        self._peer.send(Registered(message.id, self._layout, hosted.size_bytes), (hosted.fd,))
 
-    def _resume(self, message: m.Resume) -> None:
+    def _resume(self, message: Resume) -> None:
         """It comes back with its arena. What it sealed while no daemon listened is taken in now."""
         try:
             tenant = self._job.tenants.claim(message.arena, self.record)
@@ -202,7 +217,7 @@ class Trainer:
         self._connect(tenant)
         for index in tenant.sealed_slots():
             self._job.take_in(tenant, index)
-        self._peer.send(m.Resumed(message.id, self._layout, tenant.clear()))
+        self._peer.send(Resumed(message.id, self._layout, tenant.clear()))
         _log.info("trainer_resumed", job=self._job.name, rank=self.record.rank, free_slots=tenant.free_slots)
 
     def _connect(self, tenant: Tenant) -> None:
@@ -211,7 +226,7 @@ class Trainer:
         tenant.connected(self._peer.send, self._layout)
         self.write_schedule()
 
-    def _sealed(self, message: m.Sealed) -> None:
+    def _sealed(self, message: Sealed) -> None:
         tenant = self._tenant
         if tenant is None or message.layout != self._layout or not 0 <= message.slot < tenant.hosted.arena.slots:
             raise ProtocolError(f"a slot was sealed that is not the trainer's slot={message.slot} layout={message.layout}")
@@ -229,7 +244,7 @@ class Trainer:
         if bare or not target.seq_plus_one:
             size = self.record.world_size
             self._peer.send(
-                m.RestoreInfo(request, generation, target.seq_plus_one - 1, target.step, size, {}, {}, [], target.loss)
+                RestoreInfo(request, generation, target.seq_plus_one - 1, target.step, size, {}, {}, [], target.loss)
             )
             return
         with self._reading(target):
@@ -237,7 +252,7 @@ class Trainer:
             store = self._job.node.read_store
             objects, own = await checkpoint.read_objects(store, (GLOBAL, self.record.rank))
         self._peer.send(
-            m.RestoreInfo(
+            RestoreInfo(
                 request,
                 generation,
                 target.seq_plus_one - 1,
@@ -250,7 +265,7 @@ class Trainer:
             )
         )
 
-    async def _restore_read(self, message: m.RestoreRead) -> None:
+    async def _restore_read(self, message: RestoreRead) -> None:
         generation = self.record.generation
         target = await self._job.restores.target(generation)
         with self._reading(target):
@@ -261,14 +276,14 @@ class Trainer:
             finally:
                 self._share = None
 
-    async def _restore_report(self, message: m.RestoreReport) -> None:
+    async def _restore_report(self, message: RestoreReport) -> None:
         record = self.record
         if record.report is None or not record.report.corrupt:
             self._report(message.error, corrupt=False)
         await self._job.restores.outcome(record.generation)
         target = await self._job.restores.target(record.generation)
         record.base_seq, record.ready = target.seq_plus_one, True
-        self._peer.send(m.Ok(message.id))
+        self._peer.send(Ok(message.id))
 
     def _report(self, error: str, corrupt: bool) -> None:
         record = self.record

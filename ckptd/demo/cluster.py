@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptd.demo.process import DemoError, Output, Process, kill_all, pids_with
-from ckptd.model.records import digest
+from ckptd.model.canonical import digest
 
 _START_SECONDS = 60.0
 

@@ -21,7 +21,7 @@ from ckptd.restore.checkpoint import Checkpoint
 from ckptd.restore.fetch import READ_BYTES, fetch
 from ckptd.restore.plan import plan
 from ckptd.store.base import Store
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 SPAN_BYTES: Final = 32 << 20
 _FRAMES: Final = 8

@@ -27,7 +27,7 @@ from ckptd.model.region import Region
 from ckptd.model.segment import Segment
 from ckptd.pipeline.write import RankSource, WriteOptions, write_part
 from ckptd.store.base import Store
-from ckptd_client.messages import Item
+from ckptd_client.messages.saving import Item
 
 PROGRESS: Final = "ckptd.progress"
 BATCH_BYTES: Final = 64 << 20

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from ckptd.errors import CorruptError
+from ckptd.model.canonical import is_hash, is_number
 from ckptd.model.ids import Attempt, Generation, check_job
-from ckptd.model.records import is_hash, is_number
 
 _STATE = re.compile(r"(\d{20})-[0-9a-f]{64}")
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

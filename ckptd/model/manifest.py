@@ -11,9 +11,10 @@ from typing import Any, Final
 import msgpack
 
 from ckptd.errors import ConfigError, CorruptError
+from ckptd.model.canonical import is_hash, is_number
 from ckptd.model.columns import FORMAT_VERSION, READER_VERSION, check_versions
 from ckptd.model.ids import Attempt, check_job
-from ckptd.model.records import MAX_BASES, is_hash, is_number
+from ckptd.model.records import MAX_BASES
 
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_TAGS: Final = 64

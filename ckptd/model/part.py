@@ -11,11 +11,12 @@ from typing import Final
 import numpy as np
 
 from ckptd.errors import CorruptError
+from ckptd.model.canonical import is_number
 from ckptd.model.columns import I8, U1, U4, U8, Array, Dims, Format, pack_texts, unpack_texts
 from ckptd.model.dtypes import OBJECT, dtype_code, dtype_name, item_bytes
 from ckptd.model.frame import FRAME, PLACE, check_frames, check_places
 from ckptd.model.keys import check_writer
-from ckptd.model.records import MAX_BASES, is_number
+from ckptd.model.records import MAX_BASES
 from ckptd.model.region import Region
 from ckptd.model.segment import SEGMENT, Segment, read_segments, segment_rows
 

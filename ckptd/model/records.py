@@ -1,30 +1,34 @@
 """Records of the commit log and their bytes (PROTOCOLS 1 and 4).
 
-A record's bytes are canonical JSON: keys sorted, no spaces, ASCII, and only text, whole numbers, lists, dicts and null. So
-equal records have equal bytes, and ``decode`` accepts exactly what ``encode`` writes: anything else is CorruptError (I11).
+Equal records have equal bytes (see `canonical`), and ``decode`` accepts exactly what ``encode`` writes: anything else is
+CorruptError (I11).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from typing import Final
 
-from ckptd.errors import CorruptError, NewerFormatError
+from ckptd.errors import CorruptError
+from ckptd.model.canonical import (
+    FORMAT_VERSION,
+    canonical,
+    digest,
+    exact_fields,
+    is_hash,
+    is_number,
+    parse_canonical,
+    read_attempt,
+    read_snapshot,
+)
 from ckptd.model.ids import Attempt, Snapshot
 
-FORMAT_VERSION: Final = 1
 MAX_RECORD_BYTES: Final = 64 * 1024
-MAX_NUMBER: Final = 10**15 - 1  # exact in every JSON reader (below 2**53)
 MAX_BASES: Final = 1000
 MAX_REASON_CHARACTERS: Final = 500
-
-_HASH = re.compile(r"[0-9a-f]{64}")
 _NONCE = re.compile(r"[0-9a-f]{32}")
 _WHO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
-_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +121,7 @@ class Record:
     body: Body
 
 
-def canonical(value: object) -> bytes:
-    """Canonical JSON of text, whole numbers, lists, dicts and None."""
-    return _encoder.encode(value).encode("ascii")
-
-
-def digest(data: bytes) -> str:
-    """Name of an object by its content: blake2b-256, hex."""
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
-
-
 GENESIS: Final = digest(b"ckptd commit log, format 1: nothing before record 0")
-
-
-def is_hash(value: object) -> bool:
-    """Is it the text form of a blake2b-256 digest?"""
-    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def is_nonce(value: object) -> bool:
@@ -143,11 +132,6 @@ def is_nonce(value: object) -> bool:
 def is_who(value: object) -> bool:
     """May it name the holder of a pin? 1 to 128 of letters, digits and ``._:@-``, the first a letter or digit."""
     return isinstance(value, str) and _WHO.fullmatch(value) is not None
-
-
-def is_number(value: object) -> bool:
-    """Is it a whole number from 0 to MAX_NUMBER? (A bool isn't.)"""
-    return type(value) is int and 0 <= value <= MAX_NUMBER
 
 
 def clean_reason(text: str) -> str:
@@ -199,51 +183,6 @@ def decode(seq: int, data: bytes) -> Record:
     if record.seq != seq:
         raise CorruptError(f"a log record stands at another's number: seq={seq} says={record.seq}")
     return record
-
-
-def parse_canonical(data: bytes, limit_bytes: int, names: str) -> dict[str, object]:
-    """Parse canonical JSON of one dict with exactly these keys and our format version, values unchecked.
-
-    Raises CorruptError, or NewerFormatError.
-    """
-    if len(data) > limit_bytes:
-        raise CorruptError(f"more than {limit_bytes} bytes")
-    try:
-        value = json.loads(data.decode("ascii"))
-        same = canonical(value) == data
-    except (ValueError, RecursionError):
-        raise CorruptError("not ASCII JSON") from None
-    if not same:
-        raise CorruptError("JSON not in canonical form")
-    version = value.get("v") if isinstance(value, dict) else None
-    if type(version) is int and version > FORMAT_VERSION:  # before its fields, which may be others
-        raise NewerFormatError(
-            f"it was written by a newer ckptd: format {version}; this ckptd reads up to {FORMAT_VERSION}: upgrade it"
-        )
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise CorruptError(f"format version {version!r:.40}; this ckptd reads {FORMAT_VERSION}")
-    return exact_fields(value, names)
-
-
-def exact_fields(value: object, names: str) -> dict[str, object]:
-    """``value`` if it is a dict with exactly these (space-separated) keys, else CorruptError."""
-    if not isinstance(value, dict) or value.keys() != set(names.split()):
-        raise CorruptError(f"expected the fields {names!r}")
-    return value
-
-
-def read_attempt(value: object) -> Attempt:
-    """An attempt from its text form. Raises CorruptError."""
-    if not isinstance(value, str):
-        raise CorruptError("an attempt id is text")
-    return Attempt.parse(value)
-
-
-def read_snapshot(value: object) -> Snapshot:
-    """A snapshot from its text form. Raises CorruptError."""
-    if not isinstance(value, str):
-        raise CorruptError("a snapshot is text")
-    return Snapshot.parse(value)
 
 
 def _body_fields(body: Body) -> dict[str, object]:

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
+from ckptd.model.canonical import is_number
 from ckptd.model.columns import Array, Format
 from ckptd.model.frame import MAX_SEGMENT_BYTES
-from ckptd.model.records import is_number
 
 SEGMENT: Final = np.dtype([("writer", "<u4"), ("base", "<u4"), ("n", "<u8"), ("size_bytes", "<u8")])
 

@@ -12,7 +12,7 @@ from ckptd.model.columns import Array
 from ckptd.model.part import Part
 from ckptd.model.segment import Segment
 from ckptd.pipeline.frames import FrameCut
-from ckptd_client.messages import Item
+from ckptd_client.messages.saving import Item
 
 ANEW: Final = -1
 """In place of a row of a base: the frame must be written."""

@@ -37,7 +37,7 @@ from ckptd.pipeline.segments import Made, make_encoded, make_raw
 from ckptd.pipeline.threads import in_threads, tasks
 from ckptd.pipeline.unchanged import Base, Layout, Unchanged
 from ckptd.store.base import Store
-from ckptd_client.messages import Item
+from ckptd_client.messages.saving import Item
 
 ENCODED: Final[Codec] = "planes"
 """What "auto" encodes with."""

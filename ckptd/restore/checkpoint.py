@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from ckptd.commit.state import Entry
 from ckptd.errors import CorruptError, NotFoundError
+from ckptd.model.canonical import digest
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.index import Index, decode_index
 from ckptd.model.keys import index_key, layout_key, manifest_key, segment_key
 from ckptd.model.layout import Layout, decode_layout
 from ckptd.model.manifest import MAX_MANIFEST_BYTES, Manifest, ObjectRef, decode_manifest
-from ckptd.model.records import digest
 from ckptd.model.region import Ints
 from ckptd.pipeline.budget import ByteBudget
 from ckptd.restore.buffers import HeapBuffers

@@ -21,7 +21,7 @@ from ckptd.restore.checkpoint import Checkpoint
 from ckptd.restore.cut import spread
 from ckptd.restore.plan import Pieces, cut_wants, in_frames
 from ckptd.restore.source import AT_ONCE, Source
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 Name = tuple[str, int]  # FQN, and rank or GLOBAL
 _TENSOR, _FRAME, _OFFSET, _OTHER_FRAME, _OTHER_OFFSET, _COUNT = range(6)

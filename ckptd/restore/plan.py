@@ -18,7 +18,7 @@ from ckptd.model.index import Index
 from ckptd.model.layout import Layout, Tensor
 from ckptd.model.region import Ints, Region, disjoint_regions
 from ckptd.restore.cut import Boxes, boxes, common, disjoint, grid_cells, near, overlaps, runs, spread
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 COPY_COLUMNS: Final = 4
 _PAIRS: Final = 1 << 18  # of wants and regions cut at once: it bounds the memory
@@ -30,7 +30,7 @@ _CELLS: Final = 1 << 22  # of a grid on which overlaps are counted: 32 MiB
 class FrameRead:
     """Frame number ``frame`` of the index is needed: ``stored_bytes`` at ``offset`` of segment row ``segment``.
 
-    Decoded it has ``raw_bytes``. What of them goes where is said by ``copies``: little-endian i64, a row per `messages.Copy`,
+    Decoded it has ``raw_bytes``. What of them goes where is said by ``copies``: little-endian i64, a row per `Copy`,
     in the order of the frame. Wants are named by their place in the call to `plan`.
     """
 

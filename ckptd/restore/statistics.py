@@ -16,7 +16,7 @@ from ckptd.model.layout import Tensor
 from ckptd.model.region import Region
 from ckptd.restore.plan import FrameRead, plan
 from ckptd.restore.source import AT_ONCE, Source
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 _CHUNK = 1 << 20  # elements that are decoded at once
 

@@ -16,9 +16,10 @@ from typing import Final, TypeVar
 from ckptd.commit.fold import EMPTY, State, fold
 from ckptd.commit.state import Entry
 from ckptd.errors import CorruptError, NotFoundError
+from ckptd.model.canonical import digest
 from ckptd.model.index import Index
 from ckptd.model.keys import index_key, layout_key, log_key, manifest_key
-from ckptd.model.records import GENESIS, MAX_RECORD_BYTES, Record, decode, digest
+from ckptd.model.records import GENESIS, MAX_RECORD_BYTES, Record, decode
 from ckptd.pipeline.threads import tasks
 from ckptd.restore.checkpoint import Checkpoint, check_entry, open_index, open_layout, open_manifest
 from ckptd.restore.fetch import check_stored, coalesce, decode_frame

@@ -22,7 +22,7 @@ from ckptd.model.layout import GLOBAL, Layout, Tensor
 from ckptd.model.region import Ints, Region
 from ckptd.restore.fetch import READ_BYTES, coalesce
 from ckptd.restore.plan import FrameRead, plan
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 MAX_RANKS: Final = 100_000
 _PLACEMENT: Final = re.compile(r"R|S(\d{1,2})")

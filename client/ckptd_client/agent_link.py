@@ -17,28 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckptd_client import errors
-from ckptd_client.messages import (
-    PROTOCOL_VERSION,
-    Complete,
-    Failed,
-    Formed,
-    Gen,
-    Hello,
-    Join,
-    KvAdd,
-    KvGet,
-    KvSet,
-    KvValue,
-    Leave,
-    Message,
-    Notice,
-    Ok,
-    Refused,
-    Regroup,
-    Waiting,
-    Welcome,
-    World,
-)
+from ckptd_client.messages.agents import Complete, Formed, Join, KvAdd, KvGet, KvSet, KvValue, Leave, Regroup, Waiting, World
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Failed, Gen, Hello, Ok, Refused, Welcome
+from ckptd_client.messages.saving import Notice
 from ckptd_client.wire import Connection, dial
 
 NO_GENERATION: Gen = (0, 0)

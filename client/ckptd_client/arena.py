@@ -215,7 +215,7 @@ class Arena:
         self.map[at + _SEAL_AT : at + _SLOT_BYTES] = bytes(_SLOT_BYTES - _SEAL_AT)
 
     def seal(self, index: int, generation: tuple[int, int], step: int, lengths: list[int]) -> None:
-        """By the client: the slot holds the whole state after ``step`` steps; ``lengths`` as in `messages.Sealed`."""
+        """By the client: the slot holds the whole state after ``step`` steps; ``lengths``: of each object, in bytes."""
         at = self._slot_at(index)
         body = struct.pack(f"<{len(lengths)}Q", *lengths)
         start = self.shape.lengths_start + index * self.shape.objects * _LENGTH

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ckptd_client import devices
 from ckptd_client.arena import PAGE, Arena
 from ckptd_client.errors import SaveError
-from ckptd_client.messages import Item
+from ckptd_client.messages.saving import Item
 from ckptd_client.regions import block_of, copy_many, is_plain
 from ckptd_client.tree import Collected
 
@@ -27,7 +27,7 @@ class Piece:
     """A rectangle of a tensor that this rank stores: ``sizes`` elements from ``offsets`` on of one of shape ``shape``.
 
     Its bytes are block number ``block`` of what this rank holds of tensor number ``source`` in `Collected.tensors`; of that
-    block only ``rows`` (first, count) of dimension 0, or all of it (None). Names and scopes are those of `messages.Item`.
+    block only ``rows`` (first, count) of dimension 0, or all of it (None). Names and scopes are those of `Item`.
     """
 
     fqn: str

@@ -28,7 +28,7 @@ from ckptd_client.errors import (
 )
 from ckptd_client.handle import Handle
 from ckptd_client.member import Member
-from ckptd_client.messages import Finished, Vacate
+from ckptd_client.messages.saving import Finished, Vacate
 from ckptd_client.parts import Names, check, part_of
 from ckptd_client.place import Place, die_with_agent, find_place
 from ckptd_client.recover import PROGRESS, STATE, recover, restore_rng

@@ -19,7 +19,8 @@ from ckptd_client.behind import Behind, Marks, Samples
 from ckptd_client.capture import Plan
 from ckptd_client.copying import Copying
 from ckptd_client.regions import local_of
-from ckptd_client.tree import Collected, Structure, address
+from ckptd_client.structure import Structure, address
+from ckptd_client.tree import Collected
 
 if TYPE_CHECKING:
     import torch

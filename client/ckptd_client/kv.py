@@ -16,7 +16,8 @@ from torch.distributed import DistStoreError
 
 from ckptd_client.agent_link import AgentLink, JobCompleteError
 from ckptd_client.errors import CkptdError
-from ckptd_client.messages import Gen, KvAdd, KvGet, KvSet, KvValue
+from ckptd_client.messages.agents import KvAdd, KvGet, KvSet, KvValue
+from ckptd_client.messages.hello import Gen
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store  # mypy doesn't see torch.distributed's conditional export

@@ -7,7 +7,10 @@ import time
 from typing import Final
 
 from ckptd_client.errors import CkptdError, ConfigError, DaemonUnavailableError, ProtocolError, RestoreError
-from ckptd_client.messages import PROTOCOL_VERSION, Enter, Gen, Hello, Message, RestoreAsk, RestoreInfo, RestoreReport
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Gen, Hello
+from ckptd_client.messages.restoring import RestoreAsk, RestoreInfo, RestoreReport
+from ckptd_client.messages.saving import Enter
 from ckptd_client.place import Place
 from ckptd_client.session import ASK_SECONDS, CONNECT_SECONDS, REPORT_SECONDS, RETRY_SECONDS, Pending, Session
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import fields
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import msgpack
 
 from ckptd_client.errors import ProtocolError
 
 Read = Callable[[Any], Any]
+T = TypeVar("T")
+
+
+def pack(value: object) -> bytes:
+    """A dataclass of plain kinds of fields, as msgpack."""
+    packed: bytes = msgpack.packb(value, default=plain_fields, use_bin_type=True)
+    return packed
+
+
+def unpack(kind: type[T], body: bytes) -> T:
+    """Read what `pack` wrote, every field's type checked. Raises ProtocolError."""
+    try:
+        value = msgpack.unpackb(body, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"not a packed {kind.__name__}: {type(error).__name__}") from error
+    built: T = reader(cast(Hashable, kind))(value)
+    return built
 
 
 def plain_fields(value: object) -> object:

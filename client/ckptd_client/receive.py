@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ckptd_client.errors import ProtocolError, RestoreError
-from ckptd_client.messages import Copy, RestoreCredit, RestoreEnd, RestoreFrame, RestoreRead, RestoreRing, Want
+from ckptd_client.messages.restoring import Copy, RestoreCredit, RestoreEnd, RestoreFrame, RestoreRead, RestoreRing, Want
 from ckptd_client.regions import copy_many, pieces
 from ckptd_client.session import FRAME_SECONDS, Session
 

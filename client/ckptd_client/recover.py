@@ -9,7 +9,7 @@ from typing import Any, Final
 from ckptd_client import rng
 from ckptd_client.errors import CkptdError, DaemonUnavailableError, RestoreError
 from ckptd_client.member import Member
-from ckptd_client.messages import RestoreInfo
+from ckptd_client.messages.restoring import RestoreInfo
 from ckptd_client.receive import receive
 from ckptd_client.restore import Targets
 from ckptd_client.session import CONNECT_SECONDS, Session

@@ -36,7 +36,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from ckptd_client.agent_link import AgentLink, AnswerTimeoutError, JobCompleteError, JobStoppedError
 from ckptd_client.errors import CkptdError
 from ckptd_client.kv import DaemonStore
-from ckptd_client.messages import Formed, World
+from ckptd_client.messages.agents import Formed, World
 from ckptd_client.wire import default_socket
 
 # Keys and form of what torch's agents tell each other of their workers (SimpleElasticAgent._assign_worker_ranks): private to

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ckptd_client.errors import MissingStateError
-from ckptd_client.messages import RestoreInfo, Want
+from ckptd_client.messages.restoring import RestoreInfo, Want
 from ckptd_client.parts import Names, plain_name, unwrap
 from ckptd_client.regions import blocks_of, dtype_name, dtype_of, like_placed, like_replicated, local_of, regions_of
 from ckptd_client.scopes import Scope, stored_objects, world
-from ckptd_client.tree import memory
+from ckptd_client.structure import memory
 from ckptd_client.typed import TensorRef, decode, join
 from ckptd_client.union import union
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckptd_client.errors import DaemonUnavailableError
 from ckptd_client.member import Member
-from ckptd_client.messages import Missed
+from ckptd_client.messages.saving import Missed
 from ckptd_client.staging import Stager
 
 _LOOK_BACK = 16  # scheduled steps; older ones are long settled

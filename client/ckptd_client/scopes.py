@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ckptd_client.errors import ConfigError, MissingStateError
-from ckptd_client.messages import RestoreInfo
+from ckptd_client.messages.restoring import RestoreInfo
 from ckptd_client.placement import Holders, Mesh
 from ckptd_client.regions import mesh_of
 

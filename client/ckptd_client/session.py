@@ -28,20 +28,10 @@ from ckptd_client.errors import (
     RestoreError,
     VersionMismatchError,
 )
-from ckptd_client.messages import (
-    PROTOCOL_VERSION,
-    Aborted,
-    Durable,
-    Failed,
-    Hello,
-    Message,
-    Notice,
-    Refused,
-    Released,
-    RestoreFrame,
-    RestoreRing,
-    Welcome,
-)  # fmt: skip
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Failed, Hello, Refused, Welcome
+from ckptd_client.messages.restoring import RestoreFrame, RestoreRing
+from ckptd_client.messages.saving import Aborted, Durable, Notice, Released
 from ckptd_client.wire import Connection, dial
 
 _log = logging.getLogger("ckptd")

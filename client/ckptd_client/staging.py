@@ -7,54 +7,25 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from ckptd_client import devices
 from ckptd_client.arena import Arena
 from ckptd_client.capture import Plan
-from ckptd_client.copying import Copying
 from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, ResourceError, SaveError
 from ckptd_client.handle import Handle
 from ckptd_client.hidden import Hidden
-from ckptd_client.messages import (
-    Aborted,
-    Durable,
-    Gen,
-    Message,
-    Missed,
-    Register,
-    Registered,
-    Released,
-    Resume,
-    Resumed,
-    Sealed,
-)  # fmt: skip
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import Gen
+from ckptd_client.messages.saving import Aborted, Durable, Missed, Register, Registered, Released, Resume, Resumed, Sealed
 from ckptd_client.session import REQUEST_SECONDS, SLOT_SECONDS, Pending, Session
 from ckptd_client.tree import Collected
+from ckptd_client.underway import UnderWay, begin
 
 _log = logging.getLogger("ckptd")
 _SLOTS: Final = 2  # one is held until a newer snapshot is complete on all ranks, one is free to be written
 _REGISTER_AGAIN_SECONDS: Final = 30.0
 _UNKNOWN: Final = "the daemon was lost; it may have become durable or not"
-
-
-@dataclass(slots=True)
-class _Under:
-    """A snapshot that is not sealed yet. ``copy``: what runs behind the training; ``stalled_seconds``: blocked so far."""
-
-    handle: Handle
-    arena: Arena
-    plan: Plan
-    slot: int
-    layout: int
-    generation: Gen
-    lengths: list[int]
-    stalled_seconds: float
-    copy: Copying | None
-    places: list[int]
-    thread: int
-    process: int
 
 
 class Stager:
@@ -72,7 +43,7 @@ class Stager:
         self.arena: Arena | None = None
         self._plan: Plan | None = None
         self.hidden = Hidden(self.let_write)
-        self._under: _Under | None = None
+        self._under: UnderWay | None = None
         self._joining = threading.Lock()
         self._free: set[int] = set()
         self._where: dict[int, tuple[str, int]] = {}  # the arena and slot of each open handle, by its step
@@ -266,7 +237,8 @@ class Stager:
             handle, under = Handle(step, self), None
             try:
                 arena.begin(slot)
-                under = self._copy(handle, arena, plan, slot, layout, generation, found, hide)
+                hidden = self.hidden if hide else None
+                under = begin(handle, arena, plan, slot, layout, generation, found, hidden, self.entered_seconds)
             except BaseException:
                 self._give_back(layout, slot)
                 raise
@@ -301,39 +273,6 @@ class Stager:
             self._layout = -1
             self._free.clear()
 
-    def _copy(
-        self,
-        handle: Handle,
-        arena: Arena,
-        plan: Plan,
-        slot: int,
-        layout: int,
-        generation: Gen,
-        found: Collected,
-        hide: bool,
-    ) -> _Under:
-        places = self.hidden.places(plan, found, arena) if hide else []
-        handle.hidden = bool(places)
-        outgoing, copy = None, None
-        if isinstance(arena.pinned, devices.Pinned):
-            outgoing = devices.Outgoing(arena.pinned, plan.place(arena, slot))
-        try:
-            if places:
-                lengths = plan.copy_into(arena, slot, found, places, outgoing)
-                copy = self.hidden.start(plan, found, arena, slot, outgoing)
-            elif outgoing is not None:
-                lengths = plan.copy_into(arena, slot, found, (), outgoing)
-                outgoing.finish()
-            else:
-                lengths = plan.copy_into(arena, slot, found)
-        except BaseException:
-            if outgoing is not None:
-                outgoing.abandon()  # before the slot is another snapshot's
-            raise
-        blocked_seconds = time.monotonic() - self.entered_seconds
-        here = threading.get_ident(), os.getpid()
-        return _Under(handle, arena, plan, slot, layout, generation, lengths, blocked_seconds, copy, places, *here)
-
     def _give_back(self, layout: int, slot: int) -> None:
         with self.changed:
             if layout == self._layout:
@@ -365,7 +304,7 @@ class Stager:
             if under.process != os.getpid():  # a forked child has neither the thread nor the mapping
                 self._under = None
                 return
-            over, reason = self._finish(under, wait)
+            over, reason = under.finish(wait, self.hidden)
             if under.copy is not None:
                 under.stalled_seconds += time.monotonic() - begun
             if not over:
@@ -379,24 +318,7 @@ class Stager:
             except DaemonUnavailableError:
                 pass  # its successor finds the slot sealed, or nothing
 
-    def _finish(self, under: _Under, wait: bool) -> tuple[bool, str | None]:
-        """(Whether the copy is over, why it is of no use, None if it is complete and of one step); over it is with ``wait``."""
-        if under.copy is None:
-            return True, None
-        try:
-            if not under.copy.fence() and not wait:
-                return False, None
-            written = [under.plan.pieces[under.places[at]].fqn for at in under.copy.finish()]
-        except Exception as error:  # whatever it is, it must not end the training
-            under.copy.abandon()
-            return True, f"copying behind the training failed: {type(error).__name__}: {error}"
-        if not written:
-            return True, None
-        self.hidden.lost(written)
-        names = f"{written[0]} and {len(written) - 1} more" if len(written) > 1 else written[0]
-        return True, f"{names} was written outside its optimizer while it was copied; from now on it is copied at once"
-
-    def _seal(self, under: _Under, stalled_seconds: float) -> None:
+    def _seal(self, under: UnderWay, stalled_seconds: float) -> None:
         under.arena.seal(under.slot, under.generation, under.handle.step, under.lengths)
         under.handle.mark_staged()
         with self.changed:
@@ -404,7 +326,7 @@ class Stager:
         if not lost:
             self.session.send(Sealed(under.layout, under.slot, under.handle.step, stalled_seconds))
 
-    def _give_up(self, under: _Under, reason: str) -> None:
+    def _give_up(self, under: UnderWay, reason: str) -> None:
         step = under.handle.step
         _log.warning("ckptd: no snapshot of step %d: %s", step, reason)
         self._give_back(under.layout, under.slot)

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from ckptd_client.errors import DaemonUnavailableError, ProtocolError
-from ckptd_client.messages import MESSAGE_BYTES, Message, decode, encode
+from ckptd_client.messages.coding import MESSAGE_BYTES, Message, decode, encode
 
 _LENGTH = struct.Struct(">I")
 _FDS = 4

@@ -16,9 +16,35 @@ from pathlib import Path
 
 import numpy as np
 
-from ckptd_client import messages as m
 from ckptd_client.arena import ID_BYTES, SEALED, Arena, Schedule, Shape, make_arena
 from ckptd_client.errors import DaemonUnavailableError
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Failed, Hello, Ok, Refused, Welcome
+from ckptd_client.messages.restoring import (
+    Copy,
+    RestoreAsk,
+    RestoreCredit,
+    RestoreEnd,
+    RestoreFrame,
+    RestoreInfo,
+    RestoreRead,
+    RestoreReport,
+    RestoreRing,
+    pack_copies,
+)
+from ckptd_client.messages.saving import (
+    Aborted,
+    Durable,
+    Finished,
+    Item,
+    Missed,
+    Register,
+    Registered,
+    Released,
+    Resume,
+    Resumed,
+    Sealed,
+)
 from ckptd_client.wire import Connection
 
 BUFFERS, BUFFER_BYTES = 2, 1000
@@ -42,12 +68,12 @@ class Trainer:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.hello: m.Hello
-        self.items: list[m.Item] = []
+        self.hello: Hello
+        self.items: list[Item] = []
         self.arena: Arena | None = None
         self.layout = 0
         self.credits: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.sealed: dict[int, m.Sealed] = {}
+        self.sealed: dict[int, Sealed] = {}
         self.held: list[int] = []
         self.ask = self.report = self.report_error = None
 
@@ -55,19 +81,19 @@ class Trainer:
 class FakeDaemon:
     """Serves one job. ``schedule`` is (first, every)."""
 
-    def __init__(self, path: Path, schedule: tuple[int, int] = (0, 0), version: int = m.PROTOCOL_VERSION) -> None:
+    def __init__(self, path: Path, schedule: tuple[int, int] = (0, 0), version: int = PROTOCOL_VERSION) -> None:
         self.path, self.schedule, self.version = path, schedule, version
         self.checkpoints: list[Checkpoint] = []
         self.generation = (1, 0)
         self.trainers: list[Trainer] = []
-        self.hellos: list[m.Hello] = []
+        self.hellos: list[Hello] = []
         self.pidfds = 0
         self.finished: list[int] = []
-        self.missed: list[m.Missed] = []
+        self.missed: list[Missed] = []
         self.stalls: dict[int, float] = {}  # seconds, by step
         self.reports: list[str] = []
         self.registrations = self.resumed = 0
-        self.arenas: dict[str, tuple[Arena, list[m.Item]]] = {}
+        self.arenas: dict[str, tuple[Arena, list[Item]]] = {}
         self.keep_slots = self.keep_open = False
         self.lets_go = False  # of what it finds sealed, right after the answer to Resume
         self.itemsize: dict[str, int] = {}
@@ -108,15 +134,15 @@ class FakeDaemon:
             self.pidfds += len(fds)
             for fd in fds:
                 os.close(fd)
-            assert isinstance(hello, m.Hello)
+            assert isinstance(hello, Hello)
             self.hellos.append(hello)
             if self.version != hello.protocol:
-                trainer.connection.send(m.Refused(self.version, "version", "too old"))
+                trainer.connection.send(Refused(self.version, "version", "too old"))
                 return
             trainer.hello = hello
             with self._lock:
                 self.trainers.append(trainer)
-            trainer.connection.send(m.Welcome(self.version, "node", "incarnation"))
+            trainer.connection.send(Welcome(self.version, "node", "incarnation"))
             while True:
                 message, _ = trainer.connection.receive()
                 with self._lock:
@@ -129,33 +155,33 @@ class FakeDaemon:
                     self.trainers.remove(trainer)
             trainer.connection.close()
 
-    def _handle(self, trainer: Trainer, message: m.Message) -> None:
-        if isinstance(message, m.Register):
+    def _handle(self, trainer: Trainer, message: Message) -> None:
+        if isinstance(message, Register):
             self._register(trainer, message)
-        elif isinstance(message, m.Resume):
+        elif isinstance(message, Resume):
             self._resume(trainer, message)
-        elif isinstance(message, m.RestoreAsk):
+        elif isinstance(message, RestoreAsk):
             trainer.ask = message
             self._all_asked(trainer)
-        elif isinstance(message, m.RestoreRead):
+        elif isinstance(message, RestoreRead):
             threading.Thread(target=self._deliver, args=(trainer, message, self.checkpoints[-1]), daemon=True).start()
-        elif isinstance(message, m.RestoreCredit):
+        elif isinstance(message, RestoreCredit):
             trainer.credits.put(message.buffer)
-        elif isinstance(message, m.RestoreReport):
+        elif isinstance(message, RestoreReport):
             trainer.report, trainer.report_error = message, message.error
             self._all_reported(trainer)
-        elif isinstance(message, m.Sealed):
+        elif isinstance(message, Sealed):
             trainer.sealed[message.step] = message
             self.stalls[message.step] = message.stall_seconds
             self._all_sealed(message.step)
-        elif isinstance(message, m.Missed):
+        elif isinstance(message, Missed):
             self.missed.append(message)
             self._abort(message)
-        elif isinstance(message, m.Finished):
+        elif isinstance(message, Finished):
             self.finished.append(trainer.hello.rank)
-            trainer.connection.send(m.Ok(message.id))
+            trainer.connection.send(Ok(message.id))
 
-    def _register(self, trainer: Trainer, message: m.Register) -> None:
+    def _register(self, trainer: Trainer, message: Register) -> None:
         fd, name = tempfile.mkstemp(dir="/dev/shm")
         os.unlink(name)
         shape = Shape(message.slots, message.slot_bytes, sum(item.kind == "object" for item in message.items), 0)
@@ -166,12 +192,12 @@ class FakeDaemon:
         trainer.layout = self.registrations
         trainer.arena.write_schedule(Schedule(self.generation, *self.schedule))
         self.arenas[trainer.arena.id] = (trainer.arena, message.items)
-        trainer.connection.send(m.Registered(message.id, trainer.layout, shape.total_bytes), (fd,))
+        trainer.connection.send(Registered(message.id, trainer.layout, shape.total_bytes), (fd,))
         os.close(fd)
 
-    def _resume(self, trainer: Trainer, message: m.Resume) -> None:
+    def _resume(self, trainer: Trainer, message: Resume) -> None:
         if message.arena not in self.arenas:
-            trainer.connection.send(m.Failed(message.id, "ProtocolError", "no such arena"))
+            trainer.connection.send(Failed(message.id, "ProtocolError", "no such arena"))
             return
         trainer.arena, trainer.items = self.arenas[message.arena]
         trainer.held, trainer.sealed = [], {}
@@ -181,14 +207,14 @@ class FakeDaemon:
         for index in range(trainer.arena.slots):
             slot = trainer.arena.look(index)
             if slot.state == SEALED:
-                trainer.sealed[slot.step] = m.Sealed(trainer.layout, index, slot.step, 0.0)
+                trainer.sealed[slot.step] = Sealed(trainer.layout, index, slot.step, 0.0)
         busy = [sealed.slot for sealed in trainer.sealed.values()]
         for step in list(trainer.sealed):
             self._all_sealed(step)
         free = [index for index in range(trainer.arena.slots) if index not in busy]
-        trainer.connection.send(m.Resumed(message.id, trainer.layout, free))
+        trainer.connection.send(Resumed(message.id, trainer.layout, free))
         while self.lets_go and trainer.held:
-            trainer.connection.send(m.Released(trainer.layout, trainer.held.pop()))
+            trainer.connection.send(Released(trainer.layout, trainer.held.pop()))
 
     def _world(self, trainer: Trainer) -> list[Trainer]:
         return [t for t in self.trainers if t.hello.world_key == trainer.hello.world_key]
@@ -202,12 +228,12 @@ class FakeDaemon:
         for t in world:
             number, t.ask, t.report = t.ask.id, None, None
             if last is None:
-                t.connection.send(m.RestoreInfo(number, self.generation, -1, 0, 0, {}, {}, [], ""))
+                t.connection.send(RestoreInfo(number, self.generation, -1, 0, 0, {}, {}, [], ""))
                 continue
             tensors = [(fqn, -1, dtype, shape) for fqn, (dtype, shape) in last.tensors.items()]
             ranked = last.rank_objects.get(t.hello.rank, {})
             t.connection.send(
-                m.RestoreInfo(number, self.generation, last.seq, last.step, last.world_size, last.objects, ranked, tensors, "")
+                RestoreInfo(number, self.generation, last.seq, last.step, last.world_size, last.objects, ranked, tensors, "")
             )
 
     def _all_reported(self, trainer: Trainer) -> None:
@@ -216,16 +242,16 @@ class FakeDaemon:
         if trainer.report_error:
             for t in world:
                 if t.report is not None:
-                    t.connection.send(m.Failed(t.report.id, "RestoreError", trainer.report_error))
+                    t.connection.send(Failed(t.report.id, "RestoreError", trainer.report_error))
         elif len(world) == trainer.hello.world_size and all(t.report is not None for t in world):
             for t in world:
-                t.connection.send(m.Ok(t.report.id))
+                t.connection.send(Ok(t.report.id))
 
-    def _abort(self, missed: m.Missed) -> None:
+    def _abort(self, missed: Missed) -> None:
         for t in self.trainers:
             if (sealed := t.sealed.pop(missed.step, None)) is not None:
-                t.connection.send(m.Released(sealed.layout, sealed.slot))
-                t.connection.send(m.Aborted(missed.step, missed.reason))
+                t.connection.send(Released(sealed.layout, sealed.slot))
+                t.connection.send(Aborted(missed.step, missed.reason))
 
     def _all_sealed(self, step: int) -> None:
         holders = [t for t in self.trainers if step in t.sealed]
@@ -241,10 +267,10 @@ class FakeDaemon:
         self.checkpoints.append(checkpoint)
         for t in holders:
             while len(t.held) > 1 and not self.keep_slots:
-                t.connection.send(m.Released(t.layout, t.held.pop(0)))
-            t.connection.send(m.Durable(step, checkpoint.seq))
+                t.connection.send(Released(t.layout, t.held.pop(0)))
+            t.connection.send(Durable(step, checkpoint.seq))
 
-    def _absorb(self, into: Checkpoint, trainer: Trainer, sealed: m.Sealed) -> None:
+    def _absorb(self, into: Checkpoint, trainer: Trainer, sealed: Sealed) -> None:
         place, lengths = trainer.arena.slot(sealed.slot), iter(trainer.arena.look(sealed.slot).lengths)
         for item in trainer.items:
             assert item.slot_offset % 64 == 0 and item.slot_offset + item.capacity <= trainer.arena.slot_bytes
@@ -275,12 +301,12 @@ class FakeDaemon:
         assert (seen == 1).all(), fqn
         return whole
 
-    def _deliver(self, trainer: Trainer, read: m.RestoreRead, checkpoint: Checkpoint) -> None:
+    def _deliver(self, trainer: Trainer, read: RestoreRead, checkpoint: Checkpoint) -> None:
         fd, name = tempfile.mkstemp(dir="/dev/shm")
         os.unlink(name)
         os.posix_fallocate(fd, 0, BUFFERS * BUFFER_BYTES)
         ring = mmap.mmap(fd, BUFFERS * BUFFER_BYTES)
-        trainer.connection.send(m.RestoreRing(BUFFERS, BUFFER_BYTES), (fd,))
+        trainer.connection.send(RestoreRing(BUFFERS, BUFFER_BYTES), (fd,))
         os.close(fd)
         for buffer in range(BUFFERS):
             trainer.credits.put(buffer)
@@ -291,5 +317,5 @@ class FakeDaemon:
                 buffer = trainer.credits.get(timeout=20)
                 piece = body[at : at + BUFFER_BYTES]
                 ring[buffer * BUFFER_BYTES : buffer * BUFFER_BYTES + len(piece)] = piece
-                trainer.connection.send(m.RestoreFrame(buffer, m.pack_copies([m.Copy(0, number, at, len(piece))])))
-        trainer.connection.send(m.RestoreEnd(read.id))
+                trainer.connection.send(RestoreFrame(buffer, pack_copies([Copy(0, number, at, len(piece))])))
+        trainer.connection.send(RestoreEnd(read.id))

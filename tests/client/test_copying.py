@@ -15,7 +15,8 @@ from ckptd_client.errors import SaveError
 from ckptd_client.handle import Handle
 from ckptd_client.hidden import Hidden
 from tests.client.fake_daemon import FakeDaemon
-from tests.client.test_hidden import Training, until
+from tests.client.hiding import Training
+from tests.client.training import until
 
 
 class Late:

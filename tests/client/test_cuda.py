@@ -19,11 +19,11 @@ from ckptd_client import connect, hidden
 from ckptd_client.devices import Outgoing, Pinned, cuda_runtime, outgoing
 from ckptd_client.regions import local_of
 from tests.client.fake_daemon import FakeDaemon
+from tests.client.hiding import WIDTH, Net, Training, adamw
 from tests.client.test_devices import expected, laid_out, strange_tensors
-from tests.client.test_hidden import WIDTH, Net, Training, adamw, until
+from tests.client.training import until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 SLEEP_CYCLES = 400_000_000  # two tenths of a second or so
 
 

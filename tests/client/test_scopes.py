@@ -12,7 +12,7 @@ from torch.distributed.tensor.placement_types import Partial
 
 from ckptd_client import over, per_index, per_rank
 from ckptd_client.errors import ConfigError, MissingStateError, UnsupportedStateError
-from ckptd_client.messages import RestoreInfo
+from ckptd_client.messages.restoring import RestoreInfo
 from ckptd_client.placement import Holders
 from ckptd_client.regions import mesh_of, regions_of
 from ckptd_client.scopes import Scope, scope_of, stored_objects, world

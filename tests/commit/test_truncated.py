@@ -22,9 +22,7 @@ from ckptd.store.base import Bytes, Store
 from ckptd.store.directory import DirectoryStore
 from ckptd.store.open import open_store
 from tests.commit.faulty_store import FaultyStore
-from tests.commit.test_log import HASH, JOB, attempt, long_log
-
-__all__ = ["long_log"]
+from tests.commit.logs import HASH, JOB, attempt
 
 
 class Counting(DirectoryStore):

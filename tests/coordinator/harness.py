@@ -10,7 +10,8 @@ from ckptd.coordinator.durable import Pinned, Quarantined, Settled, TailAbsent
 from ckptd.coordinator.enact import AbortJob, CheckTailJob, CommitJob, LogJob, PinJob, QuarantineJob
 from ckptd.coordinator.engine import Engine
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import NOTHING, Outcome, Target
+from ckptd.coordinator.state import Outcome
+from ckptd.coordinator.world import NOTHING, Target
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation, Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 

@@ -10,7 +10,7 @@ from ckptd.coordinator.events import Events
 from ckptd.model.ids import Snapshot
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from tests.coordinator.harness import Bench, FakeLog, FakeNode
-from tests.coordinator.test_snapshots import regroup, report
+from tests.coordinator.regrouping import regroup, report
 
 EVERY = 100
 PERIOD = 30  # snapshots between two worlds

@@ -23,8 +23,8 @@ from ckptd.coordinator.main import OK, STEPPED_DOWN, check_bind, run_coordinator
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.service import StreamLink
 from ckptd.errors import ConfigError, JobInUseError
+from ckptd.model.canonical import digest
 from ckptd.model.ids import Attempt, Generation, Snapshot
-from ckptd.model.records import digest
 from ckptd.rpc.access import Guard
 from ckptd.rpc.v1 import coordinator_pb2 as pb
 from ckptd.rpc.v1 import coordinator_pb2_grpc as rpc

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from ckptd.notify import Notifier, kept_descriptors, notifier
-from ckptd_client import messages as m
 from ckptd_client.arena import HELD, Arena
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Failed, Hello, Welcome
+from ckptd_client.messages.saving import Item, Notice, Register, Resume, Resumed
 from ckptd_client.wire import Connection, dial
 from tests.waiting import eventually_sync
 
@@ -131,23 +133,23 @@ def say(path: Path, job: str = "job") -> Connection:
     """A trainer's hello."""
     connection = dial(path, 10.0)
     pidfd = os.pidfd_open(os.getpid())
-    connection.send(m.Hello(m.PROTOCOL_VERSION, "trainer", job, 0, 1, 0, "alone-1", (1, 1), 0), (pidfd,))
+    connection.send(Hello(PROTOCOL_VERSION, "trainer", job, 0, 1, 0, "alone-1", (1, 1), 0), (pidfd,))
     os.close(pidfd)
-    assert isinstance(connection.receive()[0], m.Welcome)
+    assert isinstance(connection.receive()[0], Welcome)
     return connection
 
 
-def answer(trainer: Connection) -> tuple[m.Message, list[int]]:
+def answer(trainer: Connection) -> tuple[Message, list[int]]:
     """The next message that isn't for a person."""
-    while isinstance((got := trainer.receive())[0], m.Notice):
+    while isinstance((got := trainer.receive())[0], Notice):
         pass
     return got
 
 
 def register(trainer: Connection, body: bytes) -> Arena:
     """Get an arena, and seal step 7 in its slot 1 without a word."""
-    item = m.Item("x", "object", "global", "object", (), (), (), 0, 4096)
-    trainer.send(m.Register(1, 2, 4096, [item]))
+    item = Item("x", "object", "global", "object", (), (), (), 0, 4096)
+    trainer.send(Register(1, 2, 4096, [item]))
     _, (fd,) = answer(trainer)
     arena = Arena(fd)
     os.close(fd)
@@ -185,13 +187,13 @@ def test_a_sealed_slot_survives_the_loss_of_the_directory(tmp_path: Path) -> Non
         eventually_sync(lambda: any(path.read_bytes() == b"bye" for path in data.glob("n.*.seg")), "the other upload")
         eventually_sync(lambda: manager.told.count("WATCHDOG=1") >= 3, "a fed watchdog")
         trainer = say(path)
-        trainer.send(m.Resume(1, arena.id))
+        trainer.send(Resume(1, arena.id))
         resumed = answer(trainer)[0]
-        assert isinstance(resumed, m.Resumed) and resumed.free == [0]
+        assert isinstance(resumed, Resumed) and resumed.free == [0]
         assert (arena.look(1).state, arena.look(1).number) == (HELD, 0)
-        trainer.send(m.Resume(2, "0" * 32))
+        trainer.send(Resume(2, "0" * 32))
         failed = answer(trainer)[0]
-        assert isinstance(failed, m.Failed) and "no such arena" in failed.message
+        assert isinstance(failed, Failed) and "no such arena" in failed.message
     finally:
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(30) == 0

@@ -16,10 +16,12 @@ from ckptd.daemon.tenants import Deed, Tenant, Tenants, deed_of, read_deed, reco
 from ckptd.errors import ProtocolError
 from ckptd.model.ids import Generation
 from ckptd.notify import Notifier
-from ckptd_client import messages as m
 from ckptd_client.arena import FREE, HELD, PAGE, WRITING
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.saving import Aborted, Durable, Item, Released
+from ckptd_client.packing import pack
 
-ITEM = m.Item("x", "object", "global", "object", (), (), (), 0, 100)
+ITEM = Item("x", "object", "global", "object", (), (), (), 0, 100)
 GENERATION = (1, 2)
 
 
@@ -32,7 +34,7 @@ def host(tmp_path: Path) -> ArenaHost:
     return ArenaHost(tmp_path / "arena", 1 << 20, Notifier(None))
 
 
-def arena(host: ArenaHost, who: RankRecord, items: list[m.Item]) -> tuple[HostedArena, Deed]:
+def arena(host: ArenaHost, who: RankRecord, items: list[Item]) -> tuple[HostedArena, Deed]:
     deed = deed_of("job", who, items)
     return host.create(2, PAGE, len(deed.objects), deed.encode()), deed
 
@@ -69,7 +71,7 @@ def test_a_deed_is_read_back_or_refused(host: ArenaHost) -> None:
     hosted, deed = arena(host, record(), [ITEM])
     assert read_deed(hosted) == deed
     assert recovered(hosted, deed)[0].life in (Life.GONE, Life.ALIVE)  # process 1
-    for description in (b"", b"\x90", m.pack({"job": 1}), deed.encode()):
+    for description in (b"", b"\x90", pack({"job": 1}), deed.encode()):
         with pytest.raises(ProtocolError):
             read_deed(host.create(2, PAGE, 7, description))
 
@@ -121,21 +123,21 @@ def test_what_happened_while_it_was_away_is_said_first(host: ArenaHost) -> None:
     area.seal(1, GENERATION, 5, [3])
     tenant.take(1)
     area.hold(1, 0)
-    tenant.tell(m.Durable(5, 9))
-    heard: list[m.Message] = []
+    tenant.tell(Durable(5, 9))
+    heard: list[Message] = []
     tenant.connected(heard.append, 4)
-    assert heard == [m.Durable(5, 9)] and tenant.life is Life.ALIVE
+    assert heard == [Durable(5, 9)] and tenant.life is Life.ALIVE
     assert tenant.clear() == [0]
     assert [area.look(index).state for index in (0, 1)] == [FREE, HELD]
     tenant.give_back(1)
-    assert heard[1:] == [m.Released(4, 1)]
+    assert heard[1:] == [Released(4, 1)]
     tenant.disconnected()
     area.begin(0)
     assert area.look(0).state == WRITING
     for step in range(20):
-        tenant.tell(m.Aborted(step, ""))
+        tenant.tell(Aborted(step, ""))
     tenant.connected(heard.append, 5)
-    assert heard[2:] == [m.Aborted(step, "") for step in range(16, 20)]
+    assert heard[2:] == [Aborted(step, "") for step in range(16, 20)]
 
 
 def test_a_newcomer_takes_the_place_of_one_that_nobody_has_seen(host: ArenaHost, tmp_path: Path) -> None:

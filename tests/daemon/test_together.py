@@ -33,7 +33,8 @@ from ckptd.restore.plan import plan
 from ckptd.rpc.access import Access
 from ckptd.troubles import Troubles
 from ckptd_client.errors import DaemonUnavailableError
-from ckptd_client.messages import Message, RestoreCredit, RestoreEnd, RestoreFrame, RestoreRing, Want
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.restoring import RestoreCredit, RestoreEnd, RestoreFrame, RestoreRing, Want
 from ckptd_client.wire import Connection
 from tests.restore.states import JOB, CountingStore, Slot, region, save
 from tests.waiting import eventually

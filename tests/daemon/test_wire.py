@@ -15,11 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd_client import messages as m
 from ckptd_client.errors import DaemonUnavailableError, ProtocolError, VersionMismatchError
+from ckptd_client.messages.agents import KvValue
+from ckptd_client.messages.coding import MESSAGE_BYTES, Message, decode, encode
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Hello, Ok, Welcome
+from ckptd_client.messages.saving import Registered
 from ckptd_client.wire import Connection
 
-KINDS = typing.get_args(m.Message)
+KINDS = typing.get_args(Message)
 NUMBERS = st.integers(-(1 << 63), (1 << 64) - 1)
 FLOATS = st.floats(allow_nan=False)
 
@@ -49,20 +52,20 @@ TREES = st.recursive(
 
 
 @given(MESSAGES)
-def test_round_trip(message: m.Message) -> None:
-    assert m.decode(m.encode(message)) == message
+def test_round_trip(message: Message) -> None:
+    assert decode(encode(message)) == message
 
 
 @given(st.binary(max_size=200))
 def test_garbage(body: bytes) -> None:
     with pytest.raises(ProtocolError):
-        m.decode(body)
+        decode(body)
 
 
 @given(st.sampled_from([kind.__name__ for kind in KINDS] + ["Item", "CkptdError", "eval"]), TREES)
 def test_well_formed_msgpack_with_the_wrong_fields(name: str, content: object) -> None:
     try:
-        m.decode(msgpack.packb([name, content]))
+        decode(msgpack.packb([name, content]))
     except ProtocolError:
         pass
     else:
@@ -70,41 +73,41 @@ def test_well_formed_msgpack_with_the_wrong_fields(name: str, content: object) -
 
 
 @given(MESSAGES, st.data())
-def test_a_message_with_one_byte_changed(message: m.Message, data: st.DataObject) -> None:
-    body = bytearray(m.encode(message))
+def test_a_message_with_one_byte_changed(message: Message, data: st.DataObject) -> None:
+    body = bytearray(encode(message))
     body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
     try:
-        m.decode(body)
+        decode(body)
     except ProtocolError:
         pass
 
 
 @given(MESSAGES, st.data())
-def test_a_message_cut_short(message: m.Message, data: st.DataObject) -> None:
-    body = m.encode(message)
+def test_a_message_cut_short(message: Message, data: st.DataObject) -> None:
+    body = encode(message)
     with pytest.raises(ProtocolError):
-        m.decode(body[: data.draw(st.integers(0, len(body) - 1))])
+        decode(body[: data.draw(st.integers(0, len(body) - 1))])
 
 
 @given(MESSAGES, st.data())
-def test_a_field_of_another_type(message: m.Message, data: st.DataObject) -> None:
-    name, content = msgpack.unpackb(m.encode(message), strict_map_key=False)
+def test_a_field_of_another_type(message: Message, data: st.DataObject) -> None:
+    name, content = msgpack.unpackb(encode(message), strict_map_key=False)
     if not content:
         return
     key = data.draw(st.sampled_from(sorted(content)))
     content[key] = None  # no field may be none
     with pytest.raises(ProtocolError):
-        m.decode(msgpack.packb([name, content]))
+        decode(msgpack.packb([name, content]))
 
 
 def test_a_deep_tree_is_refused() -> None:
     with pytest.raises(ProtocolError):
-        m.decode(b"\x91" * 100_000)
+        decode(b"\x91" * 100_000)
 
 
 def test_too_long_a_message_is_refused_by_its_sender() -> None:
     with pytest.raises(ProtocolError, match="over the limit"):
-        m.encode(m.KvValue(1, bytes(m.MESSAGE_BYTES)))
+        encode(KvValue(1, bytes(MESSAGE_BYTES)))
 
 
 @pytest.fixture
@@ -121,20 +124,20 @@ def test_descriptors_come_with_their_message(ends: tuple[Connection, socket.sock
     connection, theirs = ends
     peer = Connection(theirs)
     read, write = os.pipe()
-    peer.send(m.Ok(1))
-    peer.send(m.Registered(2, 1, 4096), (read,))
-    peer.send(m.Ok(3))
-    assert connection.receive() == (m.Ok(1), [])
+    peer.send(Ok(1))
+    peer.send(Registered(2, 1, 4096), (read,))
+    peer.send(Ok(3))
+    assert connection.receive() == (Ok(1), [])
     message, [fd] = connection.receive()
-    assert message == m.Registered(2, 1, 4096)
+    assert message == Registered(2, 1, 4096)
     os.write(write, b"x")
     assert os.read(fd, 1) == b"x"
-    assert connection.receive() == (m.Ok(3), [])
+    assert connection.receive() == (Ok(3), [])
     for each in (read, write, fd):
         os.close(each)
 
 
-@pytest.mark.parametrize("length", [0, m.MESSAGE_BYTES + 1, 0xFFFFFFFF])
+@pytest.mark.parametrize("length", [0, MESSAGE_BYTES + 1, 0xFFFFFFFF])
 def test_an_impossible_length(ends: tuple[Connection, socket.socket], length: int) -> None:
     connection, theirs = ends
     theirs.sendall(struct.pack(">I", length))
@@ -152,17 +155,17 @@ def test_a_peer_that_ends_in_the_middle(ends: tuple[Connection, socket.socket]) 
 
 def test_too_many_descriptors(ends: tuple[Connection, socket.socket]) -> None:
     connection, theirs = ends
-    body = m.encode(m.Ok(1))
+    body = encode(Ok(1))
     socket.send_fds(theirs, [struct.pack(">I", len(body)) + body], [0] * 9)
     with pytest.raises(ProtocolError, match="descriptors"):
         connection.receive()
 
 
-@pytest.mark.parametrize("kind", [m.Hello, m.Welcome])
-def test_a_newcomer_of_another_version_is_known_as_such_whatever_fields_it_has(kind: type[m.Message]) -> None:
-    body = {"protocol": m.PROTOCOL_VERSION + 1, "surprise": 1}
+@pytest.mark.parametrize("kind", [Hello, Welcome])
+def test_a_newcomer_of_another_version_is_known_as_such_whatever_fields_it_has(kind: type[Message]) -> None:
+    body = {"protocol": PROTOCOL_VERSION + 1, "surprise": 1}
     with pytest.raises(VersionMismatchError, match="install the same version of ckptd and ckptd-client"):
-        m.decode(msgpack.packb([kind.__name__, body]))
+        decode(msgpack.packb([kind.__name__, body]))
     with pytest.raises(ProtocolError) as caught:
-        m.decode(msgpack.packb([kind.__name__, body | {"protocol": m.PROTOCOL_VERSION}]))
+        decode(msgpack.packb([kind.__name__, body | {"protocol": PROTOCOL_VERSION}]))
     assert not isinstance(caught.value, VersionMismatchError)

@@ -20,7 +20,7 @@ from ckptd.model.index import Index
 from ckptd.model.layout import Layout
 from ckptd.restore.plan import FrameRead, plan
 from ckptd.rpc.v1 import coordinator_pb2 as pb
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 PARAMETER = "model.blocks.0.mlp.0.weight"
 _targeted = restores.Restores.targeted

@@ -26,7 +26,7 @@ from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.plan import plan
 from ckptd.store.directory import DirectoryStore
 from ckptd_client.capture import Plan
-from ckptd_client.messages import RestoreInfo
+from ckptd_client.messages.restoring import RestoreInfo
 from ckptd_client.parts import Names, part_of
 from ckptd_client.recover import PROGRESS, STATE
 from ckptd_client.restore import Targets, materialise, merge

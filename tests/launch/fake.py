@@ -17,24 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ckptd_client.errors import CkptdError
-from ckptd_client.messages import (
-    PROTOCOL_VERSION,
-    Complete,
-    Formed,
-    Gen,
-    Hello,
-    Join,
-    KvAdd,
-    KvGet,
-    KvSet,
-    KvValue,
-    Leave,
-    Message,
-    Ok,
-    Regroup,
-    Welcome,
-    World,
-)  # fmt: skip
+from ckptd_client.messages.agents import Complete, Formed, Join, KvAdd, KvGet, KvSet, KvValue, Leave, Regroup, World
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, Gen, Hello, Ok, Welcome
 from ckptd_client.wire import Connection
 
 Said = TypeVar("Said", bound=Message)

@@ -15,7 +15,8 @@ from torch.distributed.elastic.utils.store import barrier
 
 from ckptd_client.agent_link import AgentLink, AnswerTimeoutError
 from ckptd_client.kv import DaemonStore
-from ckptd_client.messages import Hello, Join, KvAdd, KvGet, Regroup, World
+from ckptd_client.messages.agents import Join, KvAdd, KvGet, Regroup, World
+from ckptd_client.messages.hello import Hello
 from ckptd_client.rendezvous import CkptdRendezvousHandler
 from tests.launch.fake import Fake
 from tests.launch.processes import until

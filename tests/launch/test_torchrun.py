@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptd_client.messages import Join, Leave, World
+from ckptd_client.messages.agents import Join, Leave, World
 from tests.launch.fake import Fake
 from tests.launch.processes import Launched, launched, until
 

@@ -25,7 +25,7 @@ from ckptd.model.part import Part
 from ckptd.model.segment import Segment
 from ckptd.pipeline.unchanged import ANEW, refer, remember
 from ckptd.pipeline.write import WriteOptions
-from ckptd_client.messages import Item
+from ckptd_client.messages.saving import Item
 from tests.restore.states import ATTEMPT, Slot, region, save
 
 

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckptd.errors import CorruptError, NewerFormatError
+from ckptd.model.canonical import canonical, digest
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.records import (
     GENESIS,
@@ -25,10 +26,8 @@ from ckptd.model.records import (
     Record,
     Retire,
     Unpin,
-    canonical,
     clean_reason,
     decode,
-    digest,
     encode,
 )
 

@@ -22,7 +22,8 @@ from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
 from ckptd.store.base import Bytes, Store
 from ckptd.store.directory import DirectoryStore
-from ckptd_client.messages import Copy, Item, Want
+from ckptd_client.messages.restoring import Copy, Want
+from ckptd_client.messages.saving import Item
 
 JOB = "job"
 ATTEMPT = Attempt(Snapshot(Generation(1, 2), 30), 0)

@@ -27,7 +27,7 @@ from ckptd.restore.checkpoint import Checkpoint, open_checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import plan
 from ckptd.store.directory import DirectoryStore
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 from tests.restore.states import ATTEMPT, JOB, Slot, load, opened, region, save, write_one
 
 WHOLE = np.arange(15, dtype="<u4").reshape(5, 3)

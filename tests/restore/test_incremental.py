@@ -36,7 +36,7 @@ from ckptd.pipeline.write import WriteOptions, layout_of, write_part
 from ckptd.restore.checkpoint import open_checkpoint
 from ckptd.restore.verify import sample, verify_checkpoint
 from ckptd.store.directory import DirectoryStore
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 from tests.restore.states import JOB, Slot, load, region
 from tests.restore.test_verify import cut, flip, found, verify
 

@@ -14,7 +14,7 @@ from ckptd.model.layout import GLOBAL, Layout, StoredRegion, Tensor
 from ckptd.model.region import Region
 from ckptd.model.segment import Segment
 from ckptd.restore.plan import plan
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 
 SIDE = 36
 

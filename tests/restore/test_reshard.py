@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ckptd.codec.frames import Codec
 from ckptd.pipeline.write import WriteOptions
 from ckptd.store.directory import DirectoryStore
-from ckptd_client.messages import Want
+from ckptd_client.messages.restoring import Want
 from tests.restore.states import Slot, load, opened, region, save
 
 DTYPES = {"float32": "<u4", "bfloat16": "<u2", "uint8": "u1", "complex128": "V16", "bool": "u1"}

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from ckptd_client.dcp.meta import Meta
 from ckptd_client.errors import ConfigError, MissingStateError, RestoreError
-from ckptd_client.messages import Stored, Want
+from ckptd_client.messages.restoring import Stored, Want
 from ckptd_client.regions import is_dtensor, is_sharded_tensor, local_of
 
 

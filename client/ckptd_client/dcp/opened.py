@@ -6,18 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckptd_client.errors import ProtocolError
-from ckptd_client.messages import (
-    PROTOCOL_VERSION,
-    WORLD_MAX,
-    Hello,
-    Message,
-    ReadInfo,
-    ReadList,
-    ReadListed,
-    ReadOpen,
-    Stored,
-    Want,
-)
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import PROTOCOL_VERSION, WORLD_MAX, Hello
+from ckptd_client.messages.restoring import ReadInfo, ReadList, ReadListed, ReadOpen, Stored, Want
 from ckptd_client.receive import receive
 from ckptd_client.session import ASK_SECONDS, CONNECT_SECONDS, REQUEST_SECONDS, Session
 from ckptd_client.wire import default_socket

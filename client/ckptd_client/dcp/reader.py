@@ -31,7 +31,7 @@ from ckptd_client.dcp.names import check_step, is_id, named, parse_id
 from ckptd_client.dcp.opened import Opened
 from ckptd_client.dcp.truth import Misplaced, misplaced, state_of
 from ckptd_client.errors import MissingStateError, RestoreError
-from ckptd_client.messages import Stored, Want
+from ckptd_client.messages.restoring import Stored, Want
 from ckptd_client.regions import dtype_of
 
 

@@ -17,7 +17,9 @@ from ckptd_client.capture import Piece, Plan
 from ckptd_client.errors import CkptdError, DaemonUnavailableError, ProtocolError, RestoreError, SaveError
 from ckptd_client.handle import Handle
 from ckptd_client.member import Member
-from ckptd_client.messages import ONE_SAVE, Aborted, Durable, Finished, Message, Missed
+from ckptd_client.messages.coding import Message
+from ckptd_client.messages.hello import ONE_SAVE
+from ckptd_client.messages.saving import Aborted, Durable, Finished, Missed
 from ckptd_client.place import Place
 from ckptd_client.session import CONNECT_SECONDS, Session
 from ckptd_client.staging import Stager

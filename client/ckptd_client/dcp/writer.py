@@ -26,7 +26,8 @@ from ckptd_client.dcp.truth import Misplaced, misplaced, state_of
 from ckptd_client.errors import ConfigError, SaveError, UnsupportedStateError
 from ckptd_client.handle import Handle
 from ckptd_client.regions import dtype_name
-from ckptd_client.tree import Collected, Structure
+from ckptd_client.structure import Structure
+from ckptd_client.tree import Collected
 from ckptd_client.typed import encode
 
 _ROOM: Final = 1024  # bytes items differ by some bytes from save to save: a place is a multiple of this
