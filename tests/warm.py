@@ -7,15 +7,17 @@ server's.
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+
+import torch.multiprocessing
 
 from ckptd.demo.process import DemoError, Output
 from ckptd_client.place import die_with_agent
@@ -69,6 +71,33 @@ class Trainer:
         return self.code
 
 
+def together(function: Callable[..., None], arguments: Sequence[object], count: int, seconds: float = 120.0) -> None:
+    """``function(rank, *arguments)`` in so many processes of their own, to their end. Raises what one of them raises."""
+    give_up_at = time.monotonic() + seconds
+    ranks = torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        _rank, (function, tuple(arguments), dict(os.environ)), count, join=False, start_method="forkserver"
+    )
+    try:
+        while not ranks.join(max(0.0, give_up_at - time.monotonic())):
+            assert time.monotonic() < give_up_at, f"{function.__module__} did not end within {seconds:.0f} s"
+    finally:
+        for process in ranks.processes:
+            process.kill()
+
+
+def _rank(rank: int, function: Callable[..., None], arguments: tuple[object, ...], environment: dict[str, str]) -> None:
+    _become(environment)
+    function(rank, *arguments)
+
+
+def _become(environment: Mapping[str, str]) -> None:
+    """The server has the environment of the test that happened to start it."""
+    die_with_agent()  # the server, which ends with the process that has started it
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)  # OMP_NUM_THREADS was read when torch was loaded
+
+
 class _Said:
     """What `Output` reads: the lines, and then the end."""
 
@@ -85,13 +114,9 @@ class _Said:
 
 def _run(words: list[str], environment: dict[str, str], writer: Connection) -> None:
     os.setsid()
-    die_with_agent()  # the server, which ends with the process that has started it
     for descriptor in (1, 2):
         os.dup2(writer.fileno(), descriptor)
     writer.close()
-    os.environ.clear()
-    os.environ.update(environment)
-    torch = importlib.import_module("torch")
-    torch.set_num_threads(1)  # OMP_NUM_THREADS was read when torch was loaded
+    _become(environment)
     sys.argv = words
     runpy.run_path(words[0], run_name="__main__")
