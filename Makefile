@@ -8,6 +8,10 @@ BIN = .venv/bin
 PROTOS = $(shell find ckptd/rpc -name '*.proto')
 ARGS ?=
 
+# Tests and demo start hundreds of processes; each would compile all of torch anew (6 s of CPU) where the environment forbids
+# keeping what is compiled, for uv installs sources only.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup servers test lint proto demo chaos long bench
 .DEFAULT_GOAL := help
 

@@ -50,7 +50,7 @@ def test_the_shared_modules_import_no_torch_and_nothing_that_might() -> None:
                 assert top != "ckptd_client" or name.split(".")[1] in SHARED, f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["ckptd.store.open", "ckptd.cli"])
+@pytest.mark.parametrize("module", ["ckptd.store.open", "ckptd.store.s3", "ckptd.cli"])
 def test_the_daemons_code_runs_without_torch(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import {module}; assert sys.modules['torch'] is None"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

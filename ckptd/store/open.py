@@ -14,9 +14,15 @@ from ckptd.store.directory import DirectoryStore
 from ckptd.store.fsspec_store import FsspecStore, known_protocols
 from ckptd.store.keys import check_file
 from ckptd.store.obstore_store import ObstoreStore
-from ckptd.store.s3 import open_s3
 
-_OBSTORE = {"s3": open_s3, "s3a": open_s3, "az": open_azure, "abfs": open_azure, "abfss": open_azure}
+
+def _open_s3(url: str, storage_options: Mapping[str, object]) -> ObstoreStore:
+    from ckptd.store.s3 import open_s3  # not above: botocore takes 0.15 s at each start of a command, and only S3 needs it
+
+    return open_s3(url, storage_options)
+
+
+_OBSTORE = {"s3": _open_s3, "s3a": _open_s3, "az": open_azure, "abfs": open_azure, "abfss": open_azure}
 _FORMS = (
     "'/path', 'file:///path', 's3://bucket/prefix', 'gs://bucket/prefix', 'az://container/prefix',"
     " or another URL that fsspec knows"

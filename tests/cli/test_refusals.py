@@ -48,8 +48,18 @@ def test_a_store_that_overwrites() -> None:
     assert "use a store with conditional writes" in said
 
 
-@pytest.mark.parametrize("url", ["s3:/bucket/x", "nosuch://me:hunter2@host/x", "checkpoints/here", "s3://"])
-@pytest.mark.parametrize("verb", [["daemon"], ["ls", "--job", "job"], ["coordinator", "--job", "job"]])
+WITH_PASSWORD = "nosuch://me:hunter2@host/x"
+LS = ["ls", "--job", "job"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "url"),
+    [
+        (["daemon"], WITH_PASSWORD),
+        (["coordinator", "--job", "job"], WITH_PASSWORD),
+        *((LS, url) for url in ("s3:/bucket/x", WITH_PASSWORD, "checkpoints/here", "s3://")),
+    ],
+)
 def test_wrong_url(verb: list[str], url: str) -> None:
     said = refusal([*verb, "--store", url], BAD_SETTINGS)
     assert "s3://bucket/prefix" in said

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
-
-import torch.multiprocessing as mp
 
 from tests.client import ranks
 from tests.client.fake_daemon import FakeDaemon
+from tests.warm import together
 
 
 def test_any_world_loads_what_any_other_saved(daemon: FakeDaemon, tmp_path: Path) -> None:
     phases = [("fsdp", 3), ("fsdp", 2), ("ddp", 2), ("plain", 1), ("fsdp", 3)]
     env = {"CKPTD_SOCKET": str(daemon.path), "BASE_PORT": "20000", "RENDEZVOUS": str(tmp_path / "rendezvous")}
-    with mp.Manager() as manager:
-        mp.spawn(ranks.main, (phases, env, manager.dict()), nprocs=3)  # type: ignore[no-untyped-call]
+    with multiprocessing.Manager() as manager:
+        together(ranks.main, (phases, env, manager.dict()), 3)
     assert [c.step for c in daemon.checkpoints] == [2, 4, 6, 8, 10]
     assert daemon.missed == [] and not any(daemon.reports)
     first = daemon.checkpoints[0]

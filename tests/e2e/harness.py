@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from typing import Any
 from ckptd.commit.catalog import CatalogEntry, catalog
 from ckptd.commit.log import CommitLog
 from ckptd.demo.cluster import Cluster, Node, Plan
-from ckptd.demo.process import Process
 from ckptd.store.open import open_store
+from tests.warm import Trainer
 
 TRAINER = Path(__file__).with_name("trainer.py")
-FORKED = Path(__file__).with_name("forked.py")
 RUN_SECONDS = 120.0
 
 
@@ -39,13 +38,16 @@ class Job:
         self.environment = environment or {}
         plan = Plan(self.name, self.store, TRAINER, [], environment=self.environment)
         self.cluster = Cluster(plan, directory, ["--every", str(every)])
-        self._worlds = 0
+        self._worlds: list[World] = []
 
     def __enter__(self) -> Job:
         self.cluster.start_coordinator()
         return self
 
     def __exit__(self, *_: object) -> None:
+        for world in self._worlds:  # where a test has failed they still run
+            for rank in world.ranks:
+                rank.signal(signal.SIGKILL)
         self.cluster.close()
         left = [thing for node in self.cluster.nodes.values() for thing in node.left_over()]
         assert not left, left
@@ -57,15 +59,11 @@ class Job:
             node.start_daemon()
         return node
 
-    def world(self, size: int, arguments: Sequence[str], nodes: Sequence[str] = ("a",)) -> World:
-        """Start ``size`` ranks, dealt over ``nodes`` in order."""
-        self._worlds += 1
-        return World(self, f"w{self._worlds}", size, arguments, [self.node(name) for name in nodes])
-
-    def forked_world(self, script: Path, size: int, arguments: Sequence[str], nodes: Sequence[str] = ("a",)) -> World:
-        """As `world`, of another trainer, and all ranks are children of one process: that starts in a third of the time."""
-        self._worlds += 1
-        return World(self, f"w{self._worlds}", size, arguments, [self.node(name) for name in nodes], script)
+    def world(self, size: int, arguments: Sequence[str], nodes: Sequence[str] = ("a",), script: Path = TRAINER) -> World:
+        """Start ``size`` ranks of ``script``, dealt over ``nodes`` in order."""
+        world = World(self, f"w{len(self._worlds) + 1}", size, arguments, [self.node(name) for name in nodes], script)
+        self._worlds.append(world)
+        return world
 
     def commits(self) -> list[CatalogEntry]:
         """What the log in the store says."""
@@ -83,25 +81,18 @@ class Job:
 class World:
     """The trainers of one world."""
 
-    def __init__(
-        self, job: Job, name: str, size: int, arguments: Sequence[str], nodes: Sequence[Node], forked: Path | None = None
-    ) -> None:
+    def __init__(self, job: Job, name: str, size: int, arguments: Sequence[str], nodes: Sequence[Node], script: Path) -> None:
         self._output = job.cluster.output
         self.name = name
         port = free_port()
-        environments = []
+        self.ranks = []
         for rank in range(size):
             node = nodes[rank * len(nodes) // size]
-            environment = {**node.environment, "CKPTD_JOB": job.name, "OMP_NUM_THREADS": "1"}
+            environment = {**node.environment, "CKPTD_JOB": job.name}
             if size > 1 or "plain" not in arguments:
                 environment |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            environments.append(environment)
-        commands = [([sys.executable, str(TRAINER), *arguments], environment) for environment in environments]
-        if forked is not None:
-            forker = [sys.executable, str(FORKED), json.dumps(environments), str(forked), *arguments]
-            commands = [(forker, environments[0])]
-        self.ranks = [Process(f"{name}-{rank}", *command, self._output) for rank, command in enumerate(commands)]
+            self.ranks.append(Trainer(f"{name}-{rank}", script, arguments, environment, self._output))
 
     def wait(self, seconds: float = RUN_SECONDS) -> list[dict[str, Any]]:
         """Wait until all ranks have ended well; the events."""

@@ -20,7 +20,7 @@ def test_a_training_goes_on_in_any_layout(tmp_path: Path) -> None:
     with Job(tmp_path, every=EVERY) as job:
         for number, (mode, world) in enumerate(WAYS):
             until = str(EVERY * (number + 1))
-            events = job.forked_world(TRAINER, world, ["--mode", mode, "--until", until], nodes=("a", "b")).wait()
+            events = job.world(world, ["--mode", mode, "--until", until], nodes=("a", "b"), script=TRAINER).wait()
             if last is not None:
                 assert by_kind(events, "restored")[0]["digests"] == last, mode
             last = by_kind(events, "end")[0]["digests"]
@@ -29,17 +29,17 @@ def test_a_training_goes_on_in_any_layout(tmp_path: Path) -> None:
     (tmp_path / "undisturbed").mkdir()
     with Job(tmp_path / "undisturbed", every=1000) as job:
         arguments = ["--mode", "plain", "--until", str(EVERY * len(WAYS))]
-        undisturbed = losses(job.forked_world(TRAINER, 1, arguments).wait())
+        undisturbed = losses(job.world(1, arguments, script=TRAINER).wait())
     assert seen.keys() == undisturbed.keys()
     assert all(abs(seen[step] - undisturbed[step]) < 1e-5 for step in seen), (seen, undisturbed)
 
 
 def test_what_is_each_ranks_own_comes_back_to_it_or_to_nobody(tmp_path: Path) -> None:
     with Job(tmp_path, every=EVERY) as job:
-        job.forked_world(TRAINER, 2, ["--mode", "ddp", "--own", "--until", "3"], nodes=("a", "b")).wait()
-        again = job.forked_world(TRAINER, 2, ["--mode", "ddp", "--own", "--until", "6"], nodes=("a", "b")).wait()
+        job.world(2, ["--mode", "ddp", "--own", "--until", "3"], nodes=("a", "b"), script=TRAINER).wait()
+        again = job.world(2, ["--mode", "ddp", "--own", "--until", "6"], nodes=("a", "b"), script=TRAINER).wait()
         assert by_kind(again, "restored")[0]["step"] == 3
-        alone = job.forked_world(TRAINER, 1, ["--mode", "plain", "--own", "--until", "9"])
+        alone = job.world(1, ["--mode", "plain", "--own", "--until", "9"], script=TRAINER)
         assert alone.ranks[0].wait(60) == 1
         job.cluster.output.wait_for("its output", lambda: job.cluster.output.ended(alone.ranks[0].name), 10.0)
         assert "saved for 2 ranks, and there are 1" in alone.text(alone.ranks[0].name)

@@ -66,7 +66,7 @@ def test_what_was_not_committed_is_never_offered(tmp_path: Path, victim: str) ->
     pause = tmp_path / "pause"
     pause.write_text("5")
     with Job(tmp_path, every=4) as job:
-        arguments = ["--mode", "ddp", "--scale-mb", "64", "--pause-file", str(pause)]
+        arguments = ["--mode", "ddp", "--scale-mb", "16", "--pause-file", str(pause)]
         world = job.world(2, [*arguments, "--until", "1000000"], nodes=("a", "b"))
         job.wait_commit(4)
         pause.write_text("8")

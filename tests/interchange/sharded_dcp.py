@@ -1,8 +1,6 @@
-"""One of two ranks that save FSDP-like shards with Distributed Checkpoint; run as a program: rank, meeting file, directory."""
+"""One of two ranks that save FSDP-like shards with Distributed Checkpoint."""
 
 from __future__ import annotations
-
-import sys
 
 import torch
 import torch.distributed as dist
@@ -28,7 +26,3 @@ def main(rank: int, meeting: str, directory: str) -> None:
     state = {"model": model, "plain": torch.ones(3), "step": 11, "groups": [{"lr": 0.5, "params": [0, 1]}]}
     dcp.save(state, checkpoint_id=directory)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -21,15 +21,14 @@ from ckptd.store.open import open_files
 from tests.interchange import sharded_dcp
 from tests.interchange.cli import ckptd
 from tests.interchange.saved import JOB, load, random_tensor, same
+from tests.warm import together
 
 CKPTD = Path(sys.executable).with_name("ckptd")
 MEGA = 1 << 20
 
 
 def test_shards_of_two_ranks(tmp_path: Path) -> None:
-    words = (str(tmp_path / "meet"), str(tmp_path / "in"))
-    ranks = [subprocess.Popen([sys.executable, "-m", "tests.interchange.sharded_dcp", str(rank), *words]) for rank in range(2)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    together(sharded_dcp.main, (str(tmp_path / "meet"), str(tmp_path / "in")), 2)
     assert len(list((tmp_path / "in").glob("*.distcp"))) == 2
     ckptd("import", tmp_path / "in", "--job", JOB, "--store", tmp_path / "store", "--step", 11)
     loaded, _ = load(tmp_path / "store")
