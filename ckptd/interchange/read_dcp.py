@@ -73,7 +73,7 @@ async def read_dcp(files: Files) -> dict[str, Any]:
         if error is not None:
             raise error
         values[name] = found
-    return _nested(values, paths)
+    return nested(values, paths)
 
 
 async def _kept(work: Any) -> tuple[Any, InterchangeError | None]:
@@ -154,14 +154,17 @@ async def _piece(files: Files, place: Place, name: str, dtype: str, region: Regi
     return Piece(region, place.file, found.pieces[0].start, found.pieces[0].strides)
 
 
-def _nested(values: Mapping[str, Any], paths: Any) -> dict[str, Any]:
-    """The dicts and lists whose flat form these values are. ``paths``: name → where it was; without it names are keys."""
+def nested(values: Mapping[str, Any], paths: Any) -> dict[str, Any]:
+    """The dicts and lists whose flat form these values are. ``paths``: name → where it was; without it names are keys.
+
+    Raises InterchangeError when they don't go together.
+    """
     root: dict[str | int, Any] = {}
     inner = {id(root)}
     for name, value in values.items():
         path = paths.get(name, (name,)) if isinstance(paths, dict) else (name,)
         if type(path) is not tuple or not 0 < len(path) <= DEPTH_MAX or not all(type(key) in (str, int) for key in path):
-            raise InterchangeError(f"{METADATA} says in an unknown way where an entry belongs entry={name!r:.200}")
+            raise InterchangeError(f"DCP's metadata say in an unknown way where an entry belongs entry={name!r:.200}")
         at = root
         for key in path[:-1]:
             if key not in at:
@@ -169,9 +172,9 @@ def _nested(values: Mapping[str, Any], paths: Any) -> dict[str, Any]:
                 inner.add(id(at[key]))
             at = at[key]
             if id(at) not in inner:
-                raise InterchangeError(f"two entries of {METADATA} belong to one place entry={name!r:.200}")
+                raise InterchangeError(f"two entries of DCP's metadata belong to one place entry={name!r:.200}")
         if path[-1] in at:
-            raise InterchangeError(f"two entries of {METADATA} belong to one place entry={name!r:.200}")
+            raise InterchangeError(f"two entries of DCP's metadata belong to one place entry={name!r:.200}")
         at[path[-1]] = value
     return {str(key): _listed(part, inner) for key, part in root.items()}
 
@@ -182,7 +185,7 @@ def _listed(part: Any, inner: set[int]) -> Any:
         return part
     if all(type(key) is int for key in part):
         if sorted(part) != list(range(len(part))):
-            raise InterchangeError(f"a list of {METADATA} lacks entries")
+            raise InterchangeError("a list of DCP's metadata lacks entries")
         return [_listed(part[at], inner) for at in range(len(part))]
     return {str(key): _listed(value, inner) for key, value in part.items()}
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from ckptd.errors import InterchangeError
-from ckptd.interchange.exporting import Span, State, read_spans, spans
+from ckptd.interchange.exporting import State
 from ckptd.interchange.opcodes import Writer
+from ckptd.interchange.spans import Span, read_spans, spans
 from ckptd.interchange.tree import TensorRef
 from ckptd.interchange.write_torch import Archive, pickle_of, write_tensor
 from ckptd.model.layout import Tensor

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from ckptd.errors import InterchangeError
-from ckptd.interchange.exporting import State, read_spans, refs, spans
+from ckptd.interchange.exporting import State, refs
 from ckptd.interchange.safetensors import INDEX_NAME, SUFFIX, encode_header, encode_index
+from ckptd.interchange.spans import read_spans, spans
 from ckptd.interchange.tree import TensorRef, leaves
 from ckptd.model.dtypes import item_bytes
 from ckptd.model.layout import Tensor

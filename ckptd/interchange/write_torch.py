@@ -13,8 +13,9 @@ from typing import IO, Any, Final
 
 from ckptd.errors import InterchangeError
 from ckptd.interchange.cut import strides_of
-from ckptd.interchange.exporting import State, read_spans, spans
+from ckptd.interchange.exporting import State
 from ckptd.interchange.opcodes import Writer
+from ckptd.interchange.spans import read_spans, spans
 from ckptd.interchange.torch_names import STORAGES, UNTYPED
 from ckptd.interchange.tree import TensorRef
 from ckptd.model.dtypes import item_bytes

@@ -32,6 +32,11 @@ class UnsupportedStateError(CkptdError):
         super().__init__(f"can't store the value at {path!r}: {reason} type={type_name}")
         self.path = path
         self.type_name = type_name
+        self._reason = reason
+
+    def __reduce__(self) -> tuple[type[UnsupportedStateError], tuple[str, str, str]]:
+        # DCP pickles errors to tell all ranks; by default it would be made of its message alone, which breaks the collective.
+        return type(self), (self.path, self.type_name, self._reason)
 
 
 class ProtocolError(CkptdError):

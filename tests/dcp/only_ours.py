@@ -19,7 +19,7 @@ from torch.distributed.tensor import Placement, Replicate, Shard, distribute_ten
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from ckptd_client.dcp import CkptdReader, CkptdWriter, saver
-from ckptd_client.errors import ConfigError
+from ckptd_client.errors import ConfigError, UnsupportedStateError
 from tests.dcp.backends import JOB, Backend, differences, plain
 from tests.dcp.together import _Failing, _replicated
 
@@ -153,6 +153,17 @@ def ranks_that_do_not_talk(ours: Backend, files: Backend) -> list[str]:
     return found
 
 
+def refused_on_one_rank(ours: Backend, files: Backend) -> list[str]:
+    """All ranks are told what was refused: DCP pickles errors, and one that doesn't come out again breaks its collective."""
+    rank = dist.get_rank()
+    try:
+        dcp.save({"ckptd.x" if rank == 1 else f"x{rank}": torch.ones(2)}, storage_writer=ours.writer("refused"))
+    except CheckpointException as error:
+        told = error.failures[1][0]
+        return [] if isinstance(told, UnsupportedStateError) and told.path == "ckptd.x" else [f"it says: {told!r}"]
+    return ["it said saved"]
+
+
 class _Planless(dcp.DefaultSavePlanner):
     """Fails on one rank before the ranks come together."""
 
@@ -167,7 +178,7 @@ class _Planless(dcp.DefaultSavePlanner):
 
 
 OURS: list[Callable[[Backend, Backend], list[str]]] = [
-    state_of_each_rank, errors_in_worker_threads, ranks_that_disagree, ranks_that_do_not_talk,
+    state_of_each_rank, errors_in_worker_threads, ranks_that_disagree, ranks_that_do_not_talk, refused_on_one_rank,
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from ckptd.demo.cluster import Cluster
 from ckptd_client.dcp import CkptdReader, CkptdStager, CkptdWriter, saver
 from ckptd_client.dcp.names import parse_id
-from ckptd_client.errors import ConfigError, RestoreError
+from ckptd_client.errors import CkptdError, ConfigError, RestoreError, UnsupportedStateError
 from tests.dcp.backends import JOB
 from tests.e2e.harness import free_port
 
@@ -109,6 +109,19 @@ def test_a_rank_that_is_killed(daemon: Cluster) -> None:
     with pytest.raises(CheckpointException, match="no step 92"):
         dcp.load(dict(_STATE), storage_reader=CkptdReader(JOB, step=92), no_dist=True)
     dcp.save(_STATE, storage_writer=CkptdWriter(JOB, step=92), no_dist=True)
+
+
+def test_errors_go_to_other_ranks() -> None:
+    kinds = [kind for kind in _kinds(CkptdError) if kind.__module__.startswith("ckptd_client.")]
+    assert UnsupportedStateError in kinds
+    for kind in kinds:
+        error = kind("w", "Odd", "it is odd") if kind is UnsupportedStateError else kind("it is so")
+        told = pickle.loads(pickle.dumps(error))
+        assert (type(told), str(told), vars(told)) == (kind, str(error), vars(error))
+
+
+def _kinds(base: type[CkptdError]) -> list[type[CkptdError]]:
+    return [base, *(kind for child in base.__subclasses__() for kind in _kinds(child))]
 
 
 def test_names() -> None:

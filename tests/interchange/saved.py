@@ -16,7 +16,7 @@ from ckptd.commit.fold import restore_candidate
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import Committer, take_office
 from ckptd.errors import CkptdError
-from ckptd.interchange.exporting import SPAN_BYTES
+from ckptd.interchange.spans import SPAN_BYTES
 from ckptd.model.dtypes import OBJECT
 from ckptd.model.ids import Attempt, Generation, Snapshot
 from ckptd.model.layout import GLOBAL
