@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from operator import attrgetter, eq
 from typing import TYPE_CHECKING, Any, Final
 
+from ckptd_client import compound
 from ckptd_client.errors import UnsupportedStateError
 from ckptd_client.placement import Holders
-from ckptd_client.regions import blocks_of, is_plain, local_of, placement_of
-from ckptd_client.typed import BYTES_MAX, DEPTH_MAX, TensorRef, encode, encode_key, join, opening
+from ckptd_client.regions import blocks_of, check_known, is_plain, local_of, placement_of
+from ckptd_client.typed import BYTES_MAX, DEPTH_MAX, TensorRef, encode, encode_key, join, opening, opening_compound
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +100,24 @@ class _Node:
         return True
 
 
-_Child = _Leaf | _Tensor | _Node
+@dataclass(slots=True)
+class _Compound:
+    """A tensor made of others. ``context``: encoded, as its class gives it."""
+
+    kind: type
+    context: bytes
+    inner: _Child
+
+    def follow(self, value: Any, tensors: list[Any], leaves: list[object]) -> bool:
+        """As that of a `_Node`."""
+        if type(value) is not self.kind:
+            return False
+        inner, context = compound.take_apart(value)
+        assert isinstance(self.inner, _Node)
+        return encode(context) == self.context and self.inner.follow(inner, tensors, leaves)
+
+
+_Child = _Leaf | _Tensor | _Node | _Compound
 
 
 @dataclass(slots=True)
@@ -113,7 +131,7 @@ class _Known:
     pieces: list[bytes | _Leaf]
 
     def follow(self, value: Any, tensors: list[Any], leaves: list[object]) -> bool:
-        if isinstance(self.tree, _Node):
+        if isinstance(self.tree, (_Node, _Compound)):
             return self.tree.follow(value, tensors, leaves)
         (tensors if isinstance(self.tree, _Tensor) else leaves).append(value)
         return True
@@ -265,6 +283,8 @@ class _Walk:
         kind = type(value)
         if kind not in _CONTAINERS:
             if isinstance(value, self._tensor):
+                if compound.is_compound(value):
+                    return self._compound(value, path, depth)
                 fqn = self._take(value, path)
                 return _Tensor(fqn), [], [encode(TensorRef(fqn))]
             return self._leaf(value, path, depth)
@@ -285,6 +305,14 @@ class _Walk:
         node = _Node(kind, keys, list(map(type, keys or ())), children, flat)
         return node, [leaf for _, _, leaves, _ in found for leaf in leaves], pieces
 
+    def _compound(self, value: Any, path: str, depth: int) -> tuple[_Child, list[object], list[bytes | _Leaf]]:
+        where = self._path(path)
+        compound.check(value, where)
+        inner, context = compound.take_apart(value)
+        child, leaves, pieces = self._visit(inner, path, depth + 1)
+        head = opening_compound(compound.kind_of(value), context, where)
+        return _Compound(type(value), encode(context), child), leaves, [head, *pieces]
+
     def _leaf(self, value: object, path: str, depth: int) -> tuple[_Child, list[object], list[bytes | _Leaf]]:
         leaf = _Leaf(self._path(path), depth)
         return leaf, [value], [leaf]
@@ -297,6 +325,7 @@ class _Walk:
         if fqn in self._names:
             raise UnsupportedStateError(fqn, "Tensor", "two tensors have this dotted name; rename a key")
         self._names.add(fqn)
+        check_known(tensor, fqn)
         index = self.structure.take(tensor)
         self.tensors.append(tensor)
         at = address(tensor)
