@@ -205,7 +205,7 @@ def check_known(tensor: torch.Tensor, path: str) -> None:
         raise UnsupportedStateError(
             path, type(tensor).__qualname__, "it has no shape yet; run the module once before register()"
         )
-    if tensor.is_nested and tensor.layout is torch.strided:
+    if is_plain(tensor) and tensor.is_nested and tensor.layout is torch.strided:
         raise UnsupportedStateError(path, "nested tensor", "only dense tensors can be stored; store its values and offsets")
 
 
