@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ckptd_client.errors import UnsupportedStateError
-from ckptd_client.regions import is_fsdp1
+from ckptd_client.regions import check_known, is_dtensor, is_fsdp1
 from ckptd_client.scopes import Scope
 from ckptd_client.tree import Part
 from ckptd_client.typed import join
@@ -121,10 +121,18 @@ def _optimizer_tree(name: str, optimizer: torch.optim.Optimizer, scope: Scope, n
 
 
 def check(name: str, thing: Any) -> None:
-    """Raise UnsupportedStateError for what looks like state and isn't."""
+    """Raise UnsupportedStateError for what looks like state and isn't, or will have a state that can't be stored."""
     import torch
 
+    if isinstance(thing, torch.nn.Module):
+        for key, tensor in (*unwrap(thing).named_parameters(), *unwrap(thing).named_buffers()):
+            check_known(tensor, join(name, plain_name(key)))
     if isinstance(thing, torch.optim.Optimizer):
+        if hasattr(thing, "_subclass_zeros") and any(
+            is_dtensor(one) for group in thing.param_groups for one in group["params"]
+        ):
+            reason = "its low-bit states of sharded parameters are quantised in blocks of each shard, which fit no other layout"
+            raise UnsupportedStateError(name, type(thing).__qualname__, f"{reason}; use DDP, or an optimizer of 16 or 32 bits")
         for group in thing.param_groups:
             if any(map(is_fsdp1, group["params"])):
                 reason = (

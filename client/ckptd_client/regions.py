@@ -181,12 +181,32 @@ def _check_block(block: torch.Tensor, region: Region, path: str) -> None:
         raise UnsupportedStateError(path, kind, f"only dense tensors can be stored layout={block.layout}")
     if block.device.type == "meta":
         raise UnsupportedStateError(path, "meta tensor", "it has no memory yet; materialise the module first")
+    if block.numel() and block.untyped_storage().nbytes() < _reach_bytes(block):
+        raise UnsupportedStateError(path, kind, "its memory has been let go (FSDP between two uses?); register before training")
     if any(offset + size > whole for offset, size, whole in zip(region.offsets, region.sizes, region.shape, strict=True)):
         says = f"shape={region.shape} offsets={region.offsets} sizes={region.sizes}"
         raise UnsupportedStateError(path, kind, f"its chunk is outside of the tensor {says}")
     if tuple(block.shape) != region.sizes:
         says = f"local={tuple(block.shape)} region={region.sizes}"
         raise UnsupportedStateError(path, kind, f"its local shape is not what its placement says {says}")
+
+
+def _reach_bytes(block: torch.Tensor) -> int:
+    """Where in its storage the last element ends."""
+    last: int = sum((size - 1) * stride for size, stride in zip(block.shape, block.stride(), strict=True))
+    return (int(block.storage_offset()) + last + 1) * block.itemsize
+
+
+def check_known(tensor: torch.Tensor, path: str) -> None:
+    """Raise UnsupportedStateError for a tensor that can't even be asked for its shape."""
+    import torch
+
+    if torch.nn.parameter.is_lazy(tensor):
+        raise UnsupportedStateError(
+            path, type(tensor).__qualname__, "it has no shape yet; run the module once before register()"
+        )
+    if is_plain(tensor) and tensor.is_nested and tensor.layout is torch.strided:
+        raise UnsupportedStateError(path, "nested tensor", "only dense tensors can be stored; store its values and offsets")
 
 
 def _chunk_regions(tensor: Any, shape: tuple[int, ...], holders: tuple[int, ...]) -> list[Region]:
@@ -247,23 +267,27 @@ def like_placed(parameter: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
     """``local`` as a tensor placed as ``parameter`` is; both global shapes are the same."""
     if not is_dtensor(parameter):
         return local
-    from torch.distributed.tensor import DTensor
-
     placed: Any = parameter
-    made: torch.Tensor = DTensor.from_local(
-        local, placed.device_mesh, placed.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-    )
-    return made
+    return _dtensor(local, placed.device_mesh, placed.placements, parameter.shape, parameter.stride())
 
 
 def like_replicated(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """``whole`` as a tensor that all ranks of ``parameter``'s mesh hold."""
     if not is_dtensor(parameter):
         return whole
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import Replicate
 
     mesh = parameter.device_mesh  # type: ignore[attr-defined]
-    made: torch.Tensor = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return _dtensor(whole, mesh, (Replicate(),) * mesh.ndim, whole.shape, whole.stride())
+
+
+def _dtensor(local: torch.Tensor, mesh: Any, placements: tuple[Any, ...], shape: Any, stride: Any) -> torch.Tensor:
+    """``local`` where it is: `DTensor.from_local` would take what is offloaded to the CPU to the mesh's device."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    spec = DTensorSpec(mesh, placements, TensorMeta(shape, stride, local.dtype))
+    made: torch.Tensor = DTensor(local, spec, requires_grad=False)  # type: ignore[no-untyped-call]
     return made
 
 

@@ -11,13 +11,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ckptd_client import compound
 from ckptd_client.errors import MissingStateError
 from ckptd_client.messages.restoring import RestoreInfo, Want
 from ckptd_client.parts import Names, plain_name, unwrap
 from ckptd_client.regions import blocks_of, dtype_name, dtype_of, like_placed, like_replicated, local_of, regions_of
 from ckptd_client.scopes import Scope, stored_objects, world
 from ckptd_client.structure import memory
-from ckptd_client.typed import TensorRef, decode, join
+from ckptd_client.typed import Compound, TensorRef, decode, join
 from ckptd_client.union import union
 
 if TYPE_CHECKING:
@@ -75,6 +76,14 @@ class Targets:
             if block.numel() and self._is_new(fqn, block, path):
                 self._want(fqn, dtype, shape, region.offsets, region.sizes, block)
 
+    def fill(self, node: TensorRef | Compound, tensor: torch.Tensor, path: str) -> None:
+        """As `into`, also for a tensor that is made of others."""
+        if isinstance(node, TensorRef):
+            self.into(node.fqn, tensor, path)
+            return
+        for name, inner in compound.inner_of(node, tensor, path).items():
+            self.fill(node.tensors[name], inner, join(path, name))
+
     def _is_new(self, fqn: str, block: torch.Tensor, path: str) -> bool:
         key = memory(block)
         if key not in self._filled:
@@ -126,14 +135,16 @@ def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:
         destination.copy_(source)
 
 
-def materialise(targets: Targets, node: Any) -> Any:
-    """A stored tree with new CPU tensors in the places of its references."""
+def materialise(targets: Targets, node: Any, path: str = "") -> Any:
+    """A stored tree with new CPU tensors in the places of its references; ``path`` is its own, for errors."""
     if isinstance(node, TensorRef):
         return targets.fresh(node.fqn)
+    if isinstance(node, Compound):
+        return compound.put_together(node, materialise(targets, node.tensors), path)
     if type(node) in (dict, OrderedDict):
-        return type(node)((key, materialise(targets, part)) for key, part in node.items())
+        return type(node)((key, materialise(targets, part, join(path, key))) for key, part in node.items())
     if type(node) in (list, tuple):
-        return type(node)(materialise(targets, part) for part in node)
+        return type(node)(materialise(targets, part, join(path, at)) for at, part in enumerate(node))
     return Counter(node) if type(node) is Counter else node
 
 
@@ -146,11 +157,11 @@ def merge(targets: Targets, given: Any, node: Any, path: str) -> Any:
     import torch
 
     if isinstance(given, torch.Tensor):
-        if not isinstance(node, TensorRef):
+        if not isinstance(node, (TensorRef, Compound)):
             raise MissingStateError(
                 f"the checkpoint has no tensor for {path!r}, but a {type(node).__name__} step={targets.info.step}"
             )
-        targets.into(node.fqn, given, path)
+        targets.fill(node, given, path)
         return given
     if isinstance(given, dict) and isinstance(node, dict) and not isinstance(given, Counter):
         for key in given:
@@ -167,7 +178,7 @@ def merge(targets: Targets, given: Any, node: Any, path: str) -> Any:
         return given
     if type(given) is tuple and type(node) is tuple and len(given) == len(node):
         return tuple(merge(targets, given[at], part, f"{path}.{at}".lstrip(".")) for at, part in enumerate(node))
-    return materialise(targets, node)
+    return materialise(targets, node, path)
 
 
 def target_part(targets: Targets, name: str, thing: Any, scope: Scope, names: Names) -> None:
@@ -181,7 +192,7 @@ def target_part(targets: Targets, name: str, thing: Any, scope: Scope, names: Na
     elif isinstance(thing, torch.optim.Optimizer):
         _target_optimizer(targets, label, thing, tree, names.of(name, thing), partly=bool(scope.piece))
     else:
-        state = materialise(targets, tree)
+        state = materialise(targets, tree, label)
         targets.finish.append(lambda: thing.load_state_dict(state))
 
 
@@ -194,27 +205,27 @@ def _target_module(targets: Targets, name: str, module: torch.nn.Module, tree: A
     surplus = sorted(set(tree) - set(names))
     if surplus and not partly:
         raise MissingStateError(f"the checkpoint has entries for which part {name!r} has no place: {', '.join(surplus[:5])}")
-    own = {_storage(block) for held in (*module.parameters(), *module.buffers()) for block in blocks_of(held)}
+    own = {at for held in (*module.parameters(), *module.buffers()) for at in _storages(held)}
     load: dict[str, Any] = {}
     for plain, key in names.items():
         path = join(name, plain)
         if plain not in tree:
             raise MissingStateError(f"the checkpoint has no entry {path!r} step={targets.info.step}")
         value, node = state[key], tree[plain]
-        if isinstance(value, torch.Tensor) != isinstance(node, TensorRef):
+        if isinstance(value, torch.Tensor) != isinstance(node, (TensorRef, Compound)):
             raise MissingStateError(f"entry {path!r} is a tensor on one side only: in the checkpoint, or in the module")
         if not isinstance(value, torch.Tensor):
-            load[key] = materialise(targets, node)
+            load[key] = materialise(targets, node, path)
             continue
-        targets.into(node.fqn, value, path)
-        if not all(_storage(block) in own for block in blocks_of(value)):
+        targets.fill(node, value, path)
+        if not _storages(value) <= own:
             load[key] = value  # a state_dict hook made a copy; filling it would change nothing
     if load:
         targets.finish.append(lambda: (module.load_state_dict(load, strict=False), None)[1])
 
 
-def _storage(block: torch.Tensor) -> int:
-    return block.untyped_storage().data_ptr()
+def _storages(tensor: torch.Tensor) -> set[int]:
+    return {block.untyped_storage().data_ptr() for one in compound.innermost(tensor) for block in blocks_of(one)}
 
 
 def _target_optimizer(
@@ -233,7 +244,7 @@ def _target_optimizer(
             state[index] = {
                 entry: _for_parameter(targets, node, parameters[index])
                 if isinstance(node, TensorRef)
-                else materialise(targets, node)
+                else materialise(targets, node, f"{name}.state.{key}.{entry}")
                 for entry, node in entries.items()
             }
         elif not partly:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter, eq
 from typing import TYPE_CHECKING, Any
 
+from ckptd_client import compound
 from ckptd_client.errors import UnsupportedStateError
 from ckptd_client.placement import Holders
 from ckptd_client.regions import blocks_of, is_plain, local_of, placement_of
@@ -71,7 +72,24 @@ class Node:
         return True
 
 
-Child = Leaf | TensorAt | Node
+@dataclass(slots=True)
+class Compound:
+    """A tensor made of others. ``context``: encoded, as its class gives it."""
+
+    kind: type
+    context: bytes
+    inner: Child
+
+    def follow(self, value: Any, tensors: list[Any], leaves: list[object]) -> bool:
+        """As that of a `Node`."""
+        if type(value) is not self.kind:
+            return False
+        inner, context = compound.take_apart(value)
+        assert isinstance(self.inner, Node)
+        return encode(context) == self.context and self.inner.follow(inner, tensors, leaves)
+
+
+Child = Leaf | TensorAt | Node | Compound
 
 
 @dataclass(slots=True)
@@ -86,7 +104,7 @@ class Known:
 
     def follow(self, value: Any, tensors: list[Any], leaves: list[object]) -> bool:
         """As `Node.follow`, for the whole part."""
-        if isinstance(self.tree, Node):
+        if isinstance(self.tree, (Node, Compound)):
             return self.tree.follow(value, tensors, leaves)
         (tensors if isinstance(self.tree, TensorAt) else leaves).append(value)
         return True

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from ckptd_client import compound
 from ckptd_client.errors import UnsupportedStateError
 from ckptd_client.placement import Holders
-from ckptd_client.structure import Child, Known, Leaf, Node, Structure, TensorAt, address, whole_memory
-from ckptd_client.typed import DEPTH_MAX, TensorRef, encode, encode_key, join, opening
+from ckptd_client.regions import check_known
+from ckptd_client.structure import Child, Compound, Known, Leaf, Node, Structure, TensorAt, address, whole_memory
+from ckptd_client.typed import DEPTH_MAX, TensorRef, encode, encode_key, join, opening, opening_compound
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +142,8 @@ class _Walk:
         kind = type(value)
         if kind not in _CONTAINERS:
             if isinstance(value, self._tensor):
+                if compound.is_compound(value):
+                    return self._compound(value, path, depth)
                 fqn = self._take(value, path)
                 return TensorAt(fqn), [], [encode(TensorRef(fqn))]
             return self._leaf(value, path, depth)
@@ -160,6 +164,14 @@ class _Walk:
         node = Node(kind, keys, list(map(type, keys or ())), children, flat)
         return node, [leaf for _, _, leaves, _ in found for leaf in leaves], pieces
 
+    def _compound(self, value: Any, path: str, depth: int) -> tuple[Child, list[object], list[bytes | Leaf]]:
+        where = self._path(path)
+        compound.check(value, where)
+        inner, context = compound.take_apart(value)
+        child, leaves, pieces = self._visit(inner, path, depth + 1)
+        head = opening_compound(compound.kind_of(value), context, where)
+        return Compound(type(value), encode(context), child), leaves, [head, *pieces]
+
     def _leaf(self, value: object, path: str, depth: int) -> tuple[Child, list[object], list[bytes | Leaf]]:
         leaf = Leaf(self._path(path), depth)
         return leaf, [value], [leaf]
@@ -172,6 +184,7 @@ class _Walk:
         if fqn in self._names:
             raise UnsupportedStateError(fqn, "Tensor", "two tensors have this dotted name; rename a key")
         self._names.add(fqn)
+        check_known(tensor, fqn)
         index = self.structure.take(tensor)
         self.tensors.append(tensor)
         at = address(tensor)

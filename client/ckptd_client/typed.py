@@ -6,6 +6,7 @@ A node is None, bool, str, bytes or float as msgpack has them, an int of up to 6
     ["d", k, v…] dict    ["o", k, v…] OrderedDict    ["c", k, v…] Counter   (keys are nodes, too)
     ["a", dtype, [sizes], bytes]  numpy array   ["n", dtype, bytes]  numpy scalar
     ["y", name]  torch dtype                    ["r", fqn]    a tensor that is stored on its own
+    ["s", class, [sizes, strides, what the class says of itself], map of tensors]   a tensor made of others (`compound`)
 """
 
 from __future__ import annotations
@@ -42,6 +43,15 @@ class TensorRef:
     fqn: str
 
 
+@dataclass(frozen=True, slots=True)
+class Compound:
+    """Stands in the tree for a tensor that is made of others. ``kind`` is "module:class"; see `compound.take_apart`."""
+
+    kind: str
+    context: Any
+    tensors: dict[str, Any]
+
+
 def encode(tree: object, path: str = "", depth: int = 0) -> bytes:
     """The stored form; ``depth`` is that of the tree in a bigger one.
 
@@ -59,6 +69,12 @@ def opening(kind: type, count: int) -> bytes:
     tag, nodes = (maps, 2 * count) if maps is not None else (_ROW_TAGS[kind], count)
     head: bytes = msgpack.Packer().pack_array_header(1 + nodes)
     return head + encode(tag)
+
+
+def opening_compound(kind: str, context: object, path: str) -> bytes:
+    """What the stored form of a `Compound` begins with; then comes the map of its tensors. Raises UnsupportedStateError."""
+    head: bytes = msgpack.Packer().pack_array_header(4)
+    return head + encode("s") + encode(kind) + encode(context, path)
 
 
 def encode_key(key: object, path: str) -> bytes:
@@ -108,6 +124,8 @@ def _node(value: Any, path: str, depth: int) -> object:
         return [_MAP_TAGS[kind], *_pairs(value.items(), path, depth + 1)]
     if kind is TensorRef:
         return ["r", value.fqn]
+    if kind is Compound:
+        return ["s", value.kind, *(_node(part, path, depth + 1) for part in (value.context, value.tensors))]
     foreign = _foreign(value, path)
     if foreign is None:
         raise UnsupportedStateError(path, f"{kind.__module__}.{kind.__qualname__}", "only tensors and plain data can be stored")
@@ -174,6 +192,8 @@ class _Reader:
             return self._map(_MAPS[tag](), parts, depth + 1)
         if tag == "r" and len(parts) == 1 and type(parts[0]) is str:
             return TensorRef(parts[0])
+        if tag == "s" and len(parts) == 3 and type(parts[0]) is str:
+            return self._compound(parts[0], *(self.value(part, depth + 1) for part in parts[1:]))
         if tag == "i" and len(parts) == 1 and type(parts[0]) is str and len(parts[0]) <= _INT_TEXT_MAX:
             return int(parts[0], 16)
         if tag == "y" and len(parts) == 1:
@@ -181,6 +201,13 @@ class _Reader:
         if tag in ("a", "n"):
             return _numpy(tag, parts)
         raise ProtocolError(f"typed state has an unknown tag {str(tag)[:20]!r}")
+
+    def _compound(self, kind: str, context: Any, tensors: Any) -> Compound:
+        if type(tensors) is not dict or not all(
+            type(name) is str and type(one) in (TensorRef, Compound) for name, one in tensors.items()
+        ):
+            raise ProtocolError("a tensor made of others is malformed in typed state")
+        return Compound(kind, context, tensors)
 
     def _map(self, into: Any, parts: list[Any], depth: int) -> Any:
         if len(parts) % 2:

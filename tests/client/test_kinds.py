@@ -13,16 +13,22 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed._shard import sharded_tensor
 from torch.distributed._shard.sharded_tensor import Shard
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Shard as PlacedShard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._shards_wrapper import LocalShardsWrapper
 from torch.optim.swa_utils import AveragedModel
 
 from ckptd_client import connect, over, per_rank
 from ckptd_client.errors import ConfigError, MissingStateError, UnsupportedStateError
 from ckptd_client.placement import Holders
-from ckptd_client.regions import blocks_of, regions_of
+from ckptd_client.regions import blocks_of, like_placed, like_replicated, regions_of
 from ckptd_client.restore import by_number
 from ckptd_client.union import union
 from tests.client.fake_daemon import FakeDaemon
@@ -317,10 +323,62 @@ def test_tensors_in_several_blocks(daemon: FakeDaemon) -> None:
         dist.destroy_process_group()
 
 
-def test_a_subclass_that_hides_its_bytes_is_refused(daemon: FakeDaemon) -> None:
-    class Hidden(torch.Tensor):
-        pass
+class Hidden(torch.Tensor):
+    """It hides its bytes."""
 
-    with connect("job") as ckpt, pytest.raises(UnsupportedStateError) as caught:
-        ckpt.register(odd=Odd({"a": torch.zeros(2).as_subclass(Hidden)}))
-    assert caught.value.path == "odd.a"
+
+def fake() -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.ones(3)
+
+
+def freed() -> torch.Tensor:
+    """As FSDP leaves what it has gathered."""
+    tensor = torch.ones(4)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+REFUSED: dict[str, Callable[[], torch.Tensor]] = {
+    "subclass": lambda: torch.zeros(2).as_subclass(Hidden),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse_rows": lambda: torch.eye(3).to_sparse_csr(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 1, torch.quint8),
+    "less_than_a_byte": lambda: torch.zeros(3, dtype=torch.uint8).view(torch.uint4),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "ragged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    "meta": lambda: torch.ones(3, device="meta"),
+    "fake": fake,
+    "lazy": torch.nn.parameter.UninitializedBuffer,
+    "lazy_parameter": torch.nn.parameter.UninitializedParameter,
+    "on_its_way": lambda: AsyncCollectiveTensor(torch.ones(2)),
+    "freed": freed,
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_has_no_bytes_of_its_own_is_refused_when_it_is_registered(daemon: FakeDaemon, kind: str) -> None:
+    """By its path, in a state dict and in a module."""
+    tensor, module = REFUSED[kind](), torch.nn.Module()
+    if isinstance(tensor, torch.nn.Parameter):
+        module.register_parameter("a", tensor)
+    else:
+        module.register_buffer("a", tensor)
+    with connect("job") as ckpt:
+        for part in (Odd({"a": tensor}), module):
+            with pytest.raises(UnsupportedStateError) as caught:
+                ckpt.register(odd=part)
+            assert caught.value.path == "odd.a"
+
+
+def test_what_is_offloaded_stays_where_it_is() -> None:
+    """FSDP2 with CPUOffloadPolicy: the mesh is of another device than the memory, and here there is none to go to."""
+    mesh = DeviceMesh("cuda", [0, 1], _init_backend=False, _rank=0)
+    spec = DTensorSpec(mesh, (PlacedShard(0),), TensorMeta(torch.Size((4, 3)), (3, 1), torch.float32))
+    parameter = DTensor(torch.ones(2, 3), spec, requires_grad=False)
+    placed = like_placed(parameter, torch.zeros(2, 3, dtype=torch.bfloat16))
+    assert placed.dtype == torch.bfloat16 and placed.to_local().device.type == "cpu" and placed.shape == (4, 3)  # type: ignore[attr-defined]
+    whole = like_replicated(parameter, torch.ones(5))
+    assert whole.to_local().device.type == "cpu" and whole.placements == (Replicate(),)  # type: ignore[attr-defined]
+    (region,) = regions_of(placed, Holders((0, 1)), 0, "x")
+    assert (region.shape, region.offsets, region.sizes) == ((4, 3), (0, 0), (2, 3))
