@@ -181,7 +181,7 @@ def _check_block(block: torch.Tensor, region: Region, path: str) -> None:
         raise UnsupportedStateError(path, kind, f"only dense tensors can be stored layout={block.layout}")
     if block.device.type == "meta":
         raise UnsupportedStateError(path, "meta tensor", "it has no memory yet; materialise the module first")
-    if block.numel() and block.untyped_storage().nbytes() < _reach_bytes(block):
+    if block.numel() and (block.is_cpu or block.is_cuda) and block.untyped_storage().nbytes() < _reach_bytes(block):
         raise UnsupportedStateError(path, kind, "its memory has been let go (FSDP between two uses?); register before training")
     if any(offset + size > whole for offset, size, whole in zip(region.offsets, region.sizes, region.shape, strict=True)):
         says = f"shape={region.shape} offsets={region.offsets} sizes={region.sizes}"

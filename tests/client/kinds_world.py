@@ -297,7 +297,7 @@ def main() -> None:
         os.environ["CKPTD_SOCKET"] = f"{directory}/{job}.sock"
         if world > 1:
             method = f"file://{directory}/{number}"
-            dist.init_process_group("gloo", init_method=method, timeout=timedelta(seconds=40), rank=rank, world_size=world)
+            dist.init_process_group("gloo", init_method=method, timeout=timedelta(seconds=120), rank=rank, world_size=world)
         phase(rank, world, truth)
         if world > 1:
             dist.destroy_process_group()

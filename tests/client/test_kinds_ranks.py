@@ -18,7 +18,7 @@ def test_kinds_that_only_several_ranks_have(tmp_path: Path) -> None:
     environments = [{"DIRECTORY": str(tmp_path), "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(3)]
     command = [sys.executable, str(FORKED), json.dumps(environments), str(WORLD)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     finally:
         for daemon in daemons.values():
             daemon.stop()
