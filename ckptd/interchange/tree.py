@@ -42,7 +42,7 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A stored value that only the trainer's libraries can make (numpy's), and what it is in words."""
+    """A stored value that only the trainer's libraries can make (numpy's, torchao's), and what it is in words."""
 
     what: str
 
@@ -91,6 +91,8 @@ def _special(tag: object, parts: list[Any]) -> Any:
         return DType(parts[0])
     if tag in ("a", "n") and parts:
         return Opaque(f"numpy {'array' if tag == 'a' else 'scalar'} of {parts[0]!s:.20}")
+    if tag == "s" and len(parts) == 3 and type(parts[0]) is str:
+        return Opaque(f"tensor made of others, {parts[0]:.100}")
     raise CorruptError(f"typed state has an unknown tag {tag!s:.20}")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
+from torchao.optim.subclass_8bit import OptimState8bit
 
 from tests.interchange.cli import ckptd
 from tests.interchange.saved import JOB, random_tensor, same, save
@@ -105,6 +106,16 @@ def test_numpy_is_refused_by_its_path(tmp_path: Path, form: str) -> None:
     assert "numpy array" in message
     assert "rng.keys" in message
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("form", ["torch", "dcp"])
+def test_tensors_made_of_others_are_refused_by_their_path(tmp_path: Path, form: str) -> None:
+    save(tmp_path / "store", {"model": {"w": torch.ones(2)}, "moments": {"w": OptimState8bit.zeros((16, 256))}})
+    message = export(tmp_path / "store", form, tmp_path / "out", code=1)
+    assert "torchao.optim.subclass_8bit:OptimState8bit" in message
+    assert "moments.w" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    export(tmp_path / "store", form, tmp_path / "out", "--part", "model")
 
 
 def test_part_that_is_not_there(tmp_path: Path) -> None:
