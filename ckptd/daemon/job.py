@@ -48,7 +48,7 @@ class Job:
         self._trainers: dict[int, Trainer] = {}
         self._agent: Agent | None = None
         self._complete: Complete | None = None
-        self._stopped_agent = ""
+        self._ended_agent = ""
         self._regroup: Regroup | None = None
         self._arena_lock = asyncio.Lock()
         self._running = node.watch.spawn(self._link.run())
@@ -160,8 +160,8 @@ class Job:
         agent = self._agent = Agent(self, peer)
         if self._regroup is not None and self._regroup.generation == generation:
             peer.send(self._regroup)  # it may have been told while it was away
-        if self._complete is not None and (not self._complete.failed or peer.process == self._stopped_agent):
-            peer.send(self._complete)  # a stopped job may be started again: that is a new agent's business
+        if self._complete is not None and peer.process == self._ended_agent:
+            peer.send(self._complete)  # a new agent is of a new run, whose end only the coordinator knows
         await agent.run()
         await peer.exited.wait()
         if self._agent is agent:
@@ -351,7 +351,7 @@ class Job:
         self._complete = message
         if message.failed:
             _log.error("THE JOB IS STOPPED", job=self.name, diagnosis=message.reason)
-            self._stopped_agent = self._agent.peer.process if self._agent is not None else ""
+        self._ended_agent = self._agent.peer.process if self._agent is not None else ""
         self._to_agent(message)
 
     def _to_agent(self, message: Message) -> None:
