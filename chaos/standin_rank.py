@@ -19,7 +19,7 @@ from ckptd_client.capture import Plan
 from ckptd_client.errors import CkptdError, ResourceError, RestoreError, SaveError
 from ckptd_client.member import Member
 from ckptd_client.messages.coding import Message
-from ckptd_client.messages.restoring import RestoreCredit, RestoreEnd, RestoreFrame, RestoreRead, RestoreRing, Want
+from ckptd_client.messages.restoring import RestoreCredit, RestoreEnd, RestoreFrames, RestoreRead, RestoreRing, Want
 from ckptd_client.messages.saving import Durable, Finished, Item, Vacate
 from ckptd_client.place import Place
 from ckptd_client.recover import PROGRESS, recover
@@ -199,12 +199,13 @@ def _receive(session: Session, wants: list[Want], memory: list[np.ndarray[tuple[
             os.close(fd)
         if isinstance(message, RestoreEnd):
             break
-        if isinstance(message, RestoreFrame):
-            for copy in message.unpacked():
-                start = message.buffer * buffer_bytes + copy.frame_offset
-                memory[copy.want][copy.want_offset : copy.want_offset + copy.nbytes] = ring[start : start + copy.nbytes]
-                left[copy.want] -= copy.nbytes
-            session.send(RestoreCredit(message.buffer))
+        if isinstance(message, RestoreFrames):
+            for frame in message.filled:
+                for copy in frame.unpacked():
+                    start = frame.buffer * buffer_bytes + copy.frame_offset
+                    memory[copy.want][copy.want_offset : copy.want_offset + copy.nbytes] = ring[start : start + copy.nbytes]
+                    left[copy.want] -= copy.nbytes
+            session.send(RestoreCredit([frame.buffer for frame in message.filled]))
     if any(left):
         raise WrongBytesError(f"the daemon left bytes out: {left}")
 

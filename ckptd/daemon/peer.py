@@ -23,7 +23,8 @@ class Peer:
         self._connection = connection
         self.process = process_identity(pidfd)
         self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[Message | None] = asyncio.Queue(_QUEUE)
+        self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()  # never longer than there is room
+        self._room = threading.Semaphore(_QUEUE)
         self._exit = Exit(pidfd)
         self.exited = self._exit.event
         self.closed = False
@@ -34,7 +35,9 @@ class Peer:
 
     async def next(self) -> Message | None:
         """The next message; None when the connection is over."""
-        return await self._inbox.get()
+        message = await self._inbox.get()
+        self._room.release()
+        return message
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
         """Send; False when the peer is gone or doesn't read: then the connection ends, for half a message can't be mended."""
@@ -53,6 +56,7 @@ class Peer:
         """End the connection; the pidfd stays watched until the process is gone."""
         self.closed = True
         self._connection.close()
+        self._room.release()  # the reader may wait for some, and shall find that the connection is closed
 
     def forget(self) -> None:
         """The connection is over, and nobody asks when its process ends."""
@@ -65,8 +69,9 @@ class Peer:
                 message, fds = self._connection.receive()
                 for fd in fds:
                     os.close(fd)
-                asyncio.run_coroutine_threadsafe(self._inbox.put(message), self._loop).result()
-        except (DaemonUnavailableError, ProtocolError, RuntimeError, asyncio.CancelledError):
+                self._room.acquire()
+                self._loop.call_soon_threadsafe(self._inbox.put_nowait, message)
+        except (DaemonUnavailableError, ProtocolError, RuntimeError):
             pass  # the peer hung up, or talked nonsense, or we are ending: in each case this conversation is over
         if not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(self._inbox.put(None), self._loop)
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, None)

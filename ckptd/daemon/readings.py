@@ -156,7 +156,7 @@ class _Reader:
             while (message := await self._peer.next()) is not None:
                 if isinstance(message, RestoreCredit):
                     if self._share is not None:
-                        self._share.credit(message.buffer)
+                        self._share.credit(message.buffers)
                     continue
                 if self._work is not None:
                     await asyncio.wait([self._work], timeout=_TURN_SECONDS)  # it may have been answered just now

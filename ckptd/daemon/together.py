@@ -24,7 +24,7 @@ from ckptd.restore.plan import FrameRead, plan
 from ckptd.restore.source import CountedStore
 from ckptd.restore.turns import by_turns, owners
 from ckptd_client.arena import PAGE
-from ckptd_client.messages.restoring import RestoreEnd, RestoreFrame, RestoreRing, Want
+from ckptd_client.messages.restoring import Filled, RestoreEnd, RestoreFrames, RestoreRing, Want
 
 _log = structlog.get_logger(__name__)
 GATHER_SECONDS: Final = 60.0
@@ -45,16 +45,19 @@ class Share:
         self.request = request
         self.ring: Ring | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting: deque[RestoreFrame] = deque()  # no more than the ring has buffers
+        self._waiting: deque[Filled] = deque()  # no more than the ring has buffers
         self._unread: dict[int, int] = {}  # bytes of messages that were sent and not answered, by buffer
         self._sent_all = asyncio.Event()
         self._sent_all.set()
 
-    def hand_over(self, frame: RestoreFrame) -> None:
-        """Send it as soon as the socket has room for it: a full one would hold up everybody, and soon end the connection."""
+    def hand_over(self, frame: Filled) -> None:
+        """Send it, together with others of the same range, as soon as the socket has room: a full one would hold up everybody,
+        and soon end the connection.
+        """
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._send_on)
         self._waiting.append(frame)
         self._sent_all.clear()
-        self._send_on()
 
     @property
     def waiting(self) -> int:
@@ -65,12 +68,13 @@ class Share:
         """Return when every frame has been sent."""
         await self._sent_all.wait()
 
-    def credit(self, buffer: int) -> None:
-        """The trainer has copied what it needs out of a buffer."""
-        self._unread.pop(buffer, None)
+    def credit(self, buffers: Sequence[int]) -> None:
+        """The trainer has copied what it needs out of these buffers."""
+        for buffer in buffers:
+            self._unread.pop(buffer, None)
+            if self.ring is not None:
+                self.ring.credit(self, buffer)
         self._send_on()
-        if self.ring is not None:
-            self.ring.credit(self, buffer)
 
     def leave(self) -> None:
         """It is sent nothing any more, and reads nothing."""
@@ -80,14 +84,16 @@ class Share:
             self.ring.leave(self)
 
     def _send_on(self) -> None:
-        while self._waiting:
-            size_bytes = len(self._waiting[0].copies)
-            if self._unread and sum(self._unread.values()) + size_bytes > WINDOW_BYTES:
-                return
+        room, now = WINDOW_BYTES - sum(self._unread.values()), list[Filled]()
+        while self._waiting and (not self._unread or len(self._waiting[0].copies) <= room):
             frame = self._waiting.popleft()
-            self._unread[frame.buffer] = size_bytes
-            self.peer.send(frame)
-        self._sent_all.set()
+            self._unread[frame.buffer] = len(frame.copies)
+            room -= len(frame.copies)
+            now.append(frame)
+        if now:
+            self.peer.send(RestoreFrames(now))
+        if not self._waiting:
+            self._sent_all.set()
 
 
 class Ring:
@@ -219,7 +225,7 @@ class Together:
                 for number in readers:
                     mine = copies[whose == number]
                     mine[:, 1] -= firsts[number]
-                    shares[number].hand_over(RestoreFrame(buffer, mine.tobytes()))
+                    shares[number].hand_over(Filled(buffer, mine.tobytes()))
 
             store, begun = CountedStore(node.read_store), SYSTEM_CLOCK.monotonic()
             await fetch(store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)

@@ -112,7 +112,7 @@ class Trainer:
                 self._job.vacated(self._peer.process)
             case RestoreCredit():
                 if self._share is not None:
-                    self._share.credit(message.buffer)
+                    self._share.credit(message.buffers)
             case RestoreAsk():
                 self._asked(message)
             case RestoreRead():

@@ -121,12 +121,12 @@ async def _fetch_range(
     if body.nbytes != end - start:
         raise CorruptError(f"a segment is shorter than its index says segment={key} end={start + body.nbytes} expected={end}")
 
-    def decode(read: FrameRead, memory: memoryview) -> None:
-        stored = body[read.offset - start : read.offset - start + read.stored_bytes]
-        decode_frame(checkpoint, read, stored, memory[: read.raw_bytes], key)
+    def decode() -> None:
+        for read, (_, memory) in zip(reads, buffers, strict=True):
+            stored = body[read.offset - start : read.offset - start + read.stored_bytes]
+            decode_frame(checkpoint, read, stored, memory[: read.raw_bytes], key)
 
-    calls = [partial(decode, read, memory) for read, (_, memory) in zip(reads, buffers, strict=True)]
-    await in_threads(pool, calls)
+    await in_threads(pool, [decode])
     for read, (number, _) in zip(reads, buffers, strict=True):
         deliver(number, read.copies)
 

@@ -1,15 +1,15 @@
-"""The obstore driver: S3 and Azure, in threads; bodies are sent from, and given out as, the memory they lie in.
+"""The obstore driver: S3 and Azure; bodies are sent from, and given out as, the memory they lie in.
 
-Not through obstore's coroutines: when one ends, a thread of the library still needs the interpreter for a moment, and a process
-that ends just then is aborted. A call in a thread of ours leaves nothing behind.
+Ranges are read by obstore's coroutines, as a blocking call wakes its thread for each 64 KiB that come; all else is in threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import obstore
@@ -17,6 +17,7 @@ from obstore.store import ObjectStore
 
 from ckptd.errors import NotFoundError, StoreError
 from ckptd.store.base import Body, Bytes, ObjectInfo, pieces_of, size_of
+from ckptd.store.coroutines import coroutines
 from ckptd.store.keys import check_create_body, check_directory, check_key, check_prefix, check_range
 from ckptd.store.obstore_errors import answer, is_out_of_range, translate
 from ckptd.store.threads import StoreThreads
@@ -96,15 +97,13 @@ class ObstoreStore:
             return b""
 
         client = self._client(_UNKNOWN_BYTES if end is None else end - start)
-
-        def fetch() -> obstore.Bytes:
-            if end is not None:
-                return obstore.get_range(client, path, start=start, end=end)
-            # an empty object has no range at all, not even one from 0
-            return obstore.get(client, path, options={"range": {"offset": start}} if start else None).bytes()
-
+        # an empty object has no range at all, not even one from 0
+        options: Any = {"range": {"offset": start}} if start else None
         try:
-            return memoryview(await self._call("get", key, fetch))
+            if end is None:
+                return memoryview(await self._call("get", key, lambda: obstore.get(client, path, options=options).bytes()))
+            read = partial(obstore.get_range_async, client, path, start=start, end=end)
+            return memoryview(await self._ended("get", key, coroutines().run(read)))
         except StoreError as error:
             if isinstance(error.__cause__, Exception) and is_out_of_range(error.__cause__):
                 return b""
@@ -180,8 +179,11 @@ class ObstoreStore:
         await self._call(verb, key, lambda: obstore.put(client, path, list(pieces_of(data)), mode=mode, use_multipart=False))
 
     async def _call(self, verb: str, key: str, call: Callable[[], T]) -> T:
+        return await self._ended(verb, key, self._threads.run(call))
+
+    async def _ended(self, verb: str, key: str, running: Awaitable[T]) -> T:
         try:
-            return await self._threads.run(call)
+            return await running
         except Exception as error:
             raise self._translated(error, verb, key) from error
 

@@ -10,7 +10,16 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ckptd_client.errors import ProtocolError, RestoreError
-from ckptd_client.messages.restoring import Copy, RestoreCredit, RestoreEnd, RestoreFrame, RestoreRead, RestoreRing, Want
+from ckptd_client.messages.restoring import (
+    Copy,
+    Filled,
+    RestoreCredit,
+    RestoreEnd,
+    RestoreFrames,
+    RestoreRead,
+    RestoreRing,
+    Want,
+)
 from ckptd_client.regions import copy_many, pieces
 from ckptd_client.session import FRAME_SECONDS, Session
 
@@ -38,10 +47,11 @@ def receive(session: Session, wants: list[Want], memory: Sequence[torch.Tensor])
             os.close(fd)
         if isinstance(message, RestoreEnd):
             break
-        if not isinstance(message, RestoreFrame) or ring is None:
+        if not isinstance(message, RestoreFrames) or ring is None:
             raise ProtocolError(f"a {type(message).__name__} came in the middle of a restore")
-        ring.deliver(message, memory, left)
-        session.send(RestoreCredit(message.buffer))
+        for frame in message.filled:
+            ring.deliver(frame, memory, left)
+        session.send(RestoreCredit([frame.buffer for frame in message.filled]))
     for want, count in zip(wants, left, strict=True):
         if count:
             raise RestoreError(f"the daemon left bytes of {want.fqn!r} out bytes={count}")
@@ -64,7 +74,7 @@ class _Ring:
         # keeps the mapping; both go together
         self._buffers = torch.frombuffer(mapping, dtype=torch.uint8).chunk(ring.buffers)
 
-    def deliver(self, frame: RestoreFrame, memory: Sequence[torch.Tensor], left: list[int]) -> None:
+    def deliver(self, frame: Filled, memory: Sequence[torch.Tensor], left: list[int]) -> None:
         """Carry out a frame's copies; ``left`` counts the bytes that each want still lacks. Raises ProtocolError."""
         if not 0 <= frame.buffer < len(self._buffers):
             raise ProtocolError(f"a restore frame names buffer {frame.buffer} of {len(self._buffers)}")

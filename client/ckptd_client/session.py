@@ -30,7 +30,7 @@ from ckptd_client.errors import (
 )
 from ckptd_client.messages.coding import Message
 from ckptd_client.messages.hello import PROTOCOL_VERSION, Failed, Hello, Refused, Welcome
-from ckptd_client.messages.restoring import RestoreFrame, RestoreRing
+from ckptd_client.messages.restoring import RestoreFrames, RestoreRing
 from ckptd_client.messages.saving import Aborted, Durable, Notice, Released
 from ckptd_client.wire import Connection, dial
 
@@ -220,7 +220,7 @@ class Session:
             _log.warning("ckptd: %s", message.text)
             return
         with self._lock:
-            if isinstance(message, (RestoreRing, RestoreFrame)):
+            if isinstance(message, (RestoreRing, RestoreFrames)):
                 pending = self._stream
             else:
                 pending = self._waiting.pop(getattr(message, "id", -1), None)

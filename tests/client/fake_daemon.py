@@ -22,10 +22,11 @@ from ckptd_client.messages.coding import Message
 from ckptd_client.messages.hello import PROTOCOL_VERSION, Failed, Hello, Ok, Refused, Welcome
 from ckptd_client.messages.restoring import (
     Copy,
+    Filled,
     RestoreAsk,
     RestoreCredit,
     RestoreEnd,
-    RestoreFrame,
+    RestoreFrames,
     RestoreInfo,
     RestoreRead,
     RestoreReport,
@@ -166,7 +167,8 @@ class FakeDaemon:
         elif isinstance(message, RestoreRead):
             threading.Thread(target=self._deliver, args=(trainer, message, self.checkpoints[-1]), daemon=True).start()
         elif isinstance(message, RestoreCredit):
-            trainer.credits.put(message.buffer)
+            for buffer in message.buffers:
+                trainer.credits.put(buffer)
         elif isinstance(message, RestoreReport):
             trainer.report, trainer.report_error = message, message.error
             self._all_reported(trainer)
@@ -317,5 +319,6 @@ class FakeDaemon:
                 buffer = trainer.credits.get(timeout=20)
                 piece = body[at : at + BUFFER_BYTES]
                 ring[buffer * BUFFER_BYTES : buffer * BUFFER_BYTES + len(piece)] = piece
-                trainer.connection.send(RestoreFrame(buffer, pack_copies([Copy(0, number, at, len(piece))])))
+                filled = Filled(buffer, pack_copies([Copy(0, number, at, len(piece))]))
+                trainer.connection.send(RestoreFrames([filled]))
         trainer.connection.send(RestoreEnd(read.id))

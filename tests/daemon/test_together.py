@@ -34,7 +34,7 @@ from ckptd.rpc.access import Access
 from ckptd.troubles import Troubles
 from ckptd_client.errors import DaemonUnavailableError
 from ckptd_client.messages.coding import Message
-from ckptd_client.messages.restoring import RestoreCredit, RestoreEnd, RestoreFrame, RestoreRing, Want
+from ckptd_client.messages.restoring import RestoreCredit, RestoreEnd, RestoreFrames, RestoreRing, Want
 from ckptd_client.wire import Connection
 from tests.restore.states import JOB, CountingStore, Slot, region, save
 from tests.waiting import eventually
@@ -76,7 +76,7 @@ class Rank:
     async def _credits(self) -> None:
         while (message := await self.peer.next()) is not None:
             assert isinstance(message, RestoreCredit)
-            self.share.credit(message.buffer)
+            self.share.credit(message.buffers)
 
     def _copy(self) -> None:
         ring, size = memoryview(b""), 0
@@ -87,14 +87,15 @@ class Rank:
                 if isinstance(message, RestoreRing):
                     ring, size = memoryview(mmap.mmap(fds[0], message.buffers * message.buffer_bytes)), message.buffer_bytes
                     os.close(fds[0])
-                elif isinstance(message, RestoreFrame):
-                    self.frames += 1
-                    if self._holds is not None and self.frames > self._holds:
-                        continue
-                    for copy in message.unpacked():
-                        start = message.buffer * size + copy.frame_offset
-                        self.memory[copy.want_offset : copy.want_offset + copy.nbytes] = ring[start : start + copy.nbytes]
-                    self.connection.send(RestoreCredit(message.buffer))
+                elif isinstance(message, RestoreFrames):
+                    for frame in message.filled:
+                        self.frames += 1
+                        if self._holds is not None and self.frames > self._holds:
+                            continue
+                        for copy in frame.unpacked():
+                            start = frame.buffer * size + copy.frame_offset
+                            self.memory[copy.want_offset : copy.want_offset + copy.nbytes] = ring[start : start + copy.nbytes]
+                        self.connection.send(RestoreCredit([frame.buffer]))
                 else:
                     assert message == RestoreEnd(7)
                     self.ended = True
@@ -241,7 +242,7 @@ async def test_what_a_rank_has_not_answered_is_bounded(tmp_path: Path, monkeypat
         send = rank.peer.send
 
         def noted(message: Message, fds: tuple[int, ...] = ()) -> bool:
-            sent.extend([len(message.copies)] if isinstance(message, RestoreFrame) else [])
+            sent.extend(len(frame.copies) for frame in message.filled) if isinstance(message, RestoreFrames) else None
             return send(message, fds)
 
         monkeypatch.setattr(rank.peer, "send", noted)

@@ -12,7 +12,7 @@ They stand in `hello`, `saving`, `restoring` and `agents`; `coding` makes bytes 
     Resume(id)                               Resumed(id) | Failed(id)
     Sealed, Missed                           Released, Durable, Aborted
     RestoreAsk(id)                           RestoreInfo(id) | Failed(id)
-    RestoreRead(id)                          RestoreRing + ring descriptor, RestoreFrame…, RestoreEnd(id) | Failed(id)
+    RestoreRead(id)                          RestoreRing + ring descriptor, RestoreFrames…, RestoreEnd(id) | Failed(id)
     RestoreCredit
     RestoreReport(id)                        Ok(id) once every rank has reported its part verified | Failed(id)
     Finished(id)                             Ok(id) | Failed(id)

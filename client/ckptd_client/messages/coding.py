@@ -27,7 +27,7 @@ from ckptd_client.messages.restoring import (
     RestoreAsk,
     RestoreCredit,
     RestoreEnd,
-    RestoreFrame,
+    RestoreFrames,
     RestoreInfo,
     RestoreRead,
     RestoreReport,
@@ -54,7 +54,7 @@ MESSAGE_BYTES = 64 << 20
 
 Message = (
     Hello | Welcome | Refused | Ok | Failed | Register | Registered | Resume | Resumed | Vacate | Sealed | Missed | Released
-    | Durable | Aborted | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrame | RestoreCredit | RestoreEnd
+    | Durable | Aborted | RestoreAsk | RestoreInfo | RestoreRead | RestoreRing | RestoreFrames | RestoreCredit | RestoreEnd
     | RestoreReport | Enter | ReadOpen | ReadInfo | ReadList | ReadListed | Finished | Notice | StatusAsk | StatusInfo
     | Join | Waiting | Formed | World | Regroup | Complete | Leave | KvSet | KvAdd | KvGet | KvValue
 )  # fmt: skip

@@ -78,11 +78,8 @@ class RestoreRing:
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreFrame:
-    """Buffer ``buffer`` holds a verified frame; carry out ``copies``, then give the buffer back.
-
-    ``copies`` are `Copy` rows, packed: a frame of many small tensors has thousands.
-    """
+class Filled:
+    """Buffer ``buffer`` holds a verified frame; ``copies`` are `Copy` rows, packed: one of many small tensors has thousands."""
 
     buffer: int
     copies: bytes
@@ -94,16 +91,23 @@ class RestoreFrame:
         return [Copy._make(row) for row in _COPY.iter_unpack(self.copies)]
 
 
+@dataclass(frozen=True, slots=True)
+class RestoreFrames:
+    """Carry out the copies of all of these, then give their buffers back."""
+
+    filled: list[Filled]
+
+
 def pack_copies(copies: Iterable[Copy]) -> bytes:
-    """As `RestoreFrame` has them."""
+    """As `Filled` has them."""
     return b"".join(_COPY.pack(*copy) for copy in copies)
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreCredit:
-    """Buffer ``buffer`` may be filled again."""
+    """These buffers may be filled again."""
 
-    buffer: int
+    buffers: list[int]
 
 
 @dataclass(frozen=True, slots=True)
