@@ -25,7 +25,7 @@ from benchmarks.worker import tell
 from examples.train_gpt import GPT
 
 _BYTES = 1_000_000_000
-_WINDOW_SECONDS = 1.5  # short ones, and more of them: whoever shares the host slows one for some seconds
+_WINDOW_SECONDS = 1.0  # short ones, and more of them: whoever shares the host slows one for some seconds
 _CODECS = {"drain": "raw", "drain_encoded": "planes"}
 _NULL = Path(__file__).with_name("null_ckptd.py")
 # argv: share of a core. The last value of a sum keeps numpy from being clever; 16 MiB are some ms.
@@ -147,4 +147,4 @@ def _window(step: Callable[[], None], between: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    alone(measure, rounds=15)
+    alone(measure, rounds=31)
