@@ -11,6 +11,7 @@ import typer
 from ckptd.cli.options import ConfigFile, ExitWithParent, StoreUrl, follow_parent, log_style, require_store
 from ckptd.config import load_settings
 from ckptd.daemon.main import run_daemon
+from ckptd.daemon.memory import keep_freed_memory
 from ckptd.observe import setup_logging
 
 
@@ -24,6 +25,7 @@ def daemon(
     exit_with_parent: ExitWithParent = False,
 ) -> None:
     """Run the sidecar that streams this node's checkpoints to the object store."""
+    keep_freed_memory()
     if exit_with_parent:
         follow_parent()
     settings = load_settings(

@@ -6,7 +6,6 @@ takes back what a predecessor left (docs/decisions/0007).
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import mmap
 import os
@@ -14,7 +13,7 @@ import secrets
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -61,6 +60,24 @@ class HostedArena:
             self._host.keeper.let_go(self.arena.id)
             os.close(self.fd)
             self._host.give_back(self.size_bytes)
+
+
+class RingMemory:
+    """Memory of a restore's ring. Buffers are allocated one by one, as they are needed: all at once would hold up the first."""
+
+    def __init__(self, fd: int, size_bytes: int, buffer_bytes: int, allocate: Callable[[int, int, int], None]) -> None:
+        self.fd = fd
+        self._memory = memoryview(mmap.mmap(fd, size_bytes))
+        self._buffer_bytes = buffer_bytes
+        self._allocate = allocate
+
+    def buffer(self, index: int) -> memoryview:
+        """A buffer's memory, to be written only once it has been allocated."""
+        return self._memory[index * self._buffer_bytes : (index + 1) * self._buffer_bytes]
+
+    def allocate(self, index: int) -> None:
+        """Blocks for a millisecond. Raises ResourceError."""
+        self._allocate(self.fd, index * self._buffer_bytes, self._buffer_bytes)
 
 
 class ArenaHost:
@@ -147,18 +164,37 @@ class ArenaHost:
         return HostedArena(self, path, fd, arena)
 
     @asynccontextmanager
-    async def ring(self, buffers: int, buffer_bytes: int) -> AsyncIterator[tuple[int, memoryview]]:
-        """A restore ring: (descriptor, memory). Raises ResourceError when it doesn't fit."""
+    async def ring(self, buffers: int, buffer_bytes: int) -> AsyncIterator[RingMemory]:
+        """Memory of a restore's ring, allocated buffer by buffer. Raises ResourceError when it doesn't fit."""
         size = buffers * buffer_bytes
-        path, fd = await asyncio.to_thread(self._reserve, size)
-        path.unlink()
+        self._take(size)
         try:
-            yield fd, memoryview(mmap.mmap(fd, size))
+            room = os.statvfs(self._directory)
+            if room.f_bavail * room.f_frsize < size:
+                raise self._no_room(size, "not enough is free")
+            fd, name = tempfile.mkstemp(suffix=_SUFFIX, dir=self._directory)
+            try:
+                os.unlink(name)
+                os.truncate(fd, size)
+                yield RingMemory(fd, size, buffer_bytes, self._allocate)
+            finally:
+                os.close(fd)
         finally:
-            os.close(fd)
             self.give_back(size)
 
     def _reserve(self, size: int) -> tuple[Path, int]:
+        self._take(size)
+        fd, name = tempfile.mkstemp(suffix=_SUFFIX, dir=self._directory)
+        try:
+            self._allocate(fd, 0, size)
+        except ResourceError:
+            os.close(fd)
+            os.unlink(name)
+            self.give_back(size)
+            raise
+        return Path(name), fd
+
+    def _take(self, size: int) -> None:
         with self._lock_used:
             if self._used_bytes + size > self._limit_bytes:
                 raise ResourceError(
@@ -166,18 +202,19 @@ class ArenaHost:
                     f" limit_bytes={self._limit_bytes} used_bytes={self._used_bytes}"
                 )
             self._used_bytes += size
-        fd, name = tempfile.mkstemp(suffix=_SUFFIX, dir=self._directory)
+
+    def _allocate(self, fd: int, start: int, size: int) -> None:
+        """A full tmpfs is an error here, never a SIGBUS later."""
         try:
-            os.posix_fallocate(fd, 0, size)  # a full tmpfs is an error here, never a SIGBUS later
+            os.posix_fallocate(fd, start, size)
         except OSError as error:
-            os.close(fd)
-            os.unlink(name)
-            self.give_back(size)
-            raise ResourceError(
-                f"{self._directory} has no room for {size} bytes; make the tmpfs larger, or point arena.directory elsewhere"
-                f" error={error}"
-            ) from error
-        return Path(name), fd
+            raise self._no_room(size, error) from error
+
+    def _no_room(self, size: int, error: object) -> ResourceError:
+        return ResourceError(
+            f"{self._directory} has no room for {size} bytes; make the tmpfs larger, or point arena.directory elsewhere"
+            f" error={error}"
+        )
 
     @property
     def used_bytes(self) -> int:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import numpy as np
 import structlog
 
 from ckptd.clock import SYSTEM_CLOCK
+from ckptd.daemon.arenas import RingMemory
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
 from ckptd.model.region import Ints
+from ckptd.pipeline.threads import in_threads
 from ckptd.restore.checkpoint import Checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import FrameRead, plan
@@ -99,19 +103,22 @@ class Share:
 class Ring:
     """Frame buffers that go round between daemon and trainers; a buffer that one of them may still read is not written."""
 
-    def __init__(self, memory: memoryview, buffers: int, buffer_bytes: int) -> None:
+    def __init__(self, memory: RingMemory, buffers: int, pool: ThreadPoolExecutor) -> None:
         self.count = buffers
         self._memory = memory
-        self._buffer_bytes = buffer_bytes
+        self._pool = pool
+        self._made = 0
         self._readers: dict[int, set[Share]] = {}
-        self._free: asyncio.Queue[int] = asyncio.Queue()
-        for index in range(buffers):
-            self._free.put_nowait(index)
+        self._free: asyncio.LifoQueue[int] = asyncio.LifoQueue()  # what was used last is still in the processor's cache
 
     async def acquire(self) -> tuple[int, memoryview]:
-        """Wait for a free buffer."""
+        """Wait for a free buffer, for one caller at a time. Raises ResourceError when there is no memory for another one."""
+        if self._free.empty() and self._made < self.count:
+            await in_threads(self._pool, [partial(self._memory.allocate, self._made)])
+            self._free.put_nowait(self._made)
+            self._made += 1
         index = await self._free.get()
-        return index, self._memory[index * self._buffer_bytes : (index + 1) * self._buffer_bytes]
+        return index, self._memory.buffer(index)
 
     def lend(self, index: int, readers: set[Share]) -> None:
         """A full buffer is theirs until each has given it back."""
@@ -212,11 +219,11 @@ class Together:
         size = max([node.settings.daemon.frame_bytes, *(read.raw_bytes for read in reads)])
         size = -(-size // PAGE) * PAGE
         buffers = max(1, min(len(reads), node.settings.arena.ring_bytes // size))
-        async with node.arenas.ring(buffers, size) as (fd, memory):
-            ring = Ring(memory, buffers, size)
+        async with node.arenas.ring(buffers, size) as memory:
+            ring = Ring(memory, buffers, node.pool)
             for share in shares:
                 share.ring = ring
-                share.peer.send(RestoreRing(buffers, size), (fd,))
+                share.peer.send(RestoreRing(buffers, size), (memory.fd,))
 
             def hand_over(buffer: int, copies: Ints) -> None:
                 whose = owners(copies, firsts)

@@ -54,8 +54,8 @@ async def test_the_limit_holds_for_arenas_and_rings_together(tmp_path: Path) -> 
     hosted = make(host, 1, 2 * MIB)
     with pytest.raises(ResourceError, match=r"exceed arena\.limit_bytes; raise it, or use fewer slots"):
         make(host, 1, 2 * MIB)
-    async with host.ring(1, MIB) as (_, memory):
-        assert memory.nbytes == MIB
+    async with host.ring(1, MIB) as memory:
+        assert memory.buffer(0).nbytes == MIB
         with pytest.raises(ResourceError):
             make(host, 1, MIB)
     with pytest.raises(ResourceError):
