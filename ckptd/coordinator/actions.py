@@ -145,6 +145,14 @@ class CompleteJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismiss:
+    """These agents, as (node, agent), begin no new run: they are told how the job ended."""
+
+    agents: tuple[tuple[str, str], ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CountWorld:
     """The current generation is over; it failed by its workers, or not."""
 
@@ -193,6 +201,7 @@ Action = (
     | RestoreGo
     | FailRestore
     | CompleteJob
+    | Dismiss
     | CountWorld
     | StepBack
     | StopJob

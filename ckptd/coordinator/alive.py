@@ -8,6 +8,7 @@ from ckptd.coordinator.actions import Action, DeclareDead, Revive, Wait
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Gone, Joined, MemberOf, Node, State
 from ckptd.coordinator.world import Rank, World
+from ckptd.model.ids import NO_GENERATION
 
 
 def silent(now: float, node: Node, options: CoordinatorOptions) -> bool:
@@ -31,6 +32,19 @@ def left_world(state: State, world: World, node_id: str) -> bool:
     if isinstance(node.agent, Joined):
         return node.connected
     return isinstance(node.agent, Gone) or (isinstance(node.agent, MemberOf) and node.agent.generation > world.id)
+
+
+def of_ended_run(state: State, node: Node) -> bool:
+    """Is the node's living agent of the run that ended last, and not of the one after it?
+
+    Generations only go up, and an agent lives for one run: so the last generation that it was in tells. Who was in none is of
+    the next run, unless it waited when that one ended.
+    """
+    ended, agent = state.ended, node.agent
+    if ended is None or not isinstance(agent, Joined | MemberOf):
+        return False
+    last = agent.after if isinstance(agent, Joined) else agent.generation
+    return NO_GENERATION < last <= ended.generation or (node.id, agent.agent) in ended.agents
 
 
 def ranks_of(world: World, node_id: str) -> list[Rank]:
@@ -58,7 +72,7 @@ def decide_revival(now: float, state: State, options: CoordinatorOptions) -> Ite
     (Under a rendezvous the others have been asked to regroup by then.)
     """
     world = state.world
-    if world is None or world.source != "ranks" or not world.lost or state.complete or not world.whole:
+    if world is None or world.source != "ranks" or not world.lost or state.over or not world.whole:
         return
     if world.restore == "failed" or any(rank.gone or rank.replaced or not rank.up for rank in world.ranks.values()):
         return
