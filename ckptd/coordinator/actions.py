@@ -145,6 +145,14 @@ class CompleteJob:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallEnd:
+    """A run of an earlier coordinator ended with this generation."""
+
+    generation: Generation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dismiss:
     """These agents, as (node, agent), begin no new run: they are told how the job ended."""
 
@@ -201,6 +209,7 @@ Action = (
     | RestoreGo
     | FailRestore
     | CompleteJob
+    | RecallEnd
     | Dismiss
     | CountWorld
     | StepBack

@@ -8,7 +8,7 @@ from ckptd.coordinator.actions import Action, DeclareDead, Revive, Wait
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Gone, Joined, MemberOf, Node, State
 from ckptd.coordinator.world import Rank, World
-from ckptd.model.ids import NO_GENERATION
+from ckptd.model.ids import NO_GENERATION, Generation
 
 
 def silent(now: float, node: Node, options: CoordinatorOptions) -> bool:
@@ -40,11 +40,17 @@ def of_ended_run(state: State, node: Node) -> bool:
     Generations only go up, and an agent lives for one run: so the last generation that it was in tells. Who was in none is of
     the next run, unless it waited when that one ended.
     """
-    ended, agent = state.ended, node.agent
-    if ended is None or not isinstance(agent, Joined | MemberOf):
+    ended, agent, last = state.ended, node.agent, last_generation(node)
+    if ended is None or agent is None or last is None:
         return False
-    last = agent.after if isinstance(agent, Joined) else agent.generation
     return NO_GENERATION < last <= ended.generation or (node.id, agent.agent) in ended.agents
+
+
+def last_generation(node: Node) -> Generation | None:
+    """The last one that the node's living agent was in, NO_GENERATION for none; None: there is no agent."""
+    if isinstance(node.agent, Joined):
+        return node.agent.after
+    return node.agent.generation if isinstance(node.agent, MemberOf) else None
 
 
 def ranks_of(world: World, node_id: str) -> list[Rank]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from ckptd.coordinator import actions as act
-from ckptd.coordinator.alive import all_finished
+from ckptd.coordinator.alive import all_finished, last_generation
 from ckptd.coordinator.apply import replay_held
 from ckptd.coordinator.state import Ended, Gone, Joined, MemberOf, Node, State
 from ckptd.coordinator.world import PAUSED, Place, Rank, World
@@ -94,6 +94,8 @@ def _enact(state: State, action: act.Action, now: float) -> LogJob | None:
             state.stepped_over = over
         case act.StopJob(diagnosis):
             state.ended = _end(state, diagnosis, True, now)
+        case act.RecallEnd(generation, reason):
+            state.ended = Ended(generation, reason, False, now, frozenset(), frozenset())
         case act.Dismiss(agents, _):
             assert state.over is not None, "only an end can be told"
             state.ended = replace(state.over, agents=state.over.agents | set(agents))
@@ -165,18 +167,22 @@ def _break(state: State, world: World, reason: str, now: float) -> None:
 
 
 def _end(state: State, reason: str, failed: bool, now: float) -> Ended:
-    """The run of the present world is over.
-
-    Who waits but was in no world is a spare of this run; in a world that we have adopted, it may as well be of the next run,
-    which after all ends by itself where nothing is left to do.
-    """
+    """The run of the present world is over."""
     world, nodes = state.world, state.nodes.values()
     assert world is not None, "only a run with a world ends"
-    adopted = world.id.epoch != state.epoch
-    agents = [(node.id, node.agent) for node in nodes if isinstance(node.agent, Joined | MemberOf)]
-    told = [(id, of.agent) for id, of in agents if not (adopted and isinstance(of, Joined) and not of.after)]
-    absent = [] if failed else [node.id for node in nodes if _missed_end(world, node)]
-    return Ended(world.id, reason, failed, now, frozenset(told), frozenset(absent))
+    told = frozenset((node.id, node.agent.agent) for node in nodes if node.agent is not None and _was_there(state, world, node))
+    absent = frozenset() if failed else frozenset(node.id for node in nodes if _missed_end(world, node))
+    return Ended(world.id, reason, failed, now, told, absent)
+
+
+def _was_there(state: State, world: World, node: Node) -> bool:
+    """Is the node's agent of the run that ends with ``world``?
+
+    Who waits but was in no world is a spare of it; if an earlier coordinator formed the world, it may as well be of the next
+    run, which after all ends by itself where nothing is left to do.
+    """
+    last = last_generation(node)
+    return last is not None and last <= world.id and (last != NO_GENERATION or world.id.epoch == state.epoch)
 
 
 def _missed_end(world: World, node: Node) -> bool:

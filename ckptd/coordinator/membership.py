@@ -14,6 +14,7 @@ from ckptd.coordinator.actions import (
     Dismiss,
     FormGeneration,
     FormRanks,
+    RecallEnd,
     Wait,
 )
 from ckptd.coordinator.alive import all_finished, left_world, of_ended_run, silent, unheard
@@ -93,27 +94,27 @@ def decide_adoption(now: float, state: State, options: CoordinatorOptions) -> It
         else:
             continue
         return
-    yield from _adopt_finished(now, state, options)
 
 
-def _adopt_finished(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
-    """Nobody says to run a generation, but ranks of it have finished: so it has no successor, and the run ended with it.
+def decide_recall(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
+    """After a restart: with which generation did a run end? Stragglers of it may ask, whoever else is at work by then.
 
-    Unless all have finished a lease must pass: an agent whose workers are still at work may be on its way back to us.
+    Ranks of it have finished, so it has no successor, and no agent says to run it. Unless all have finished, a lease must pass:
+    an agent whose workers are still at work may be on its way back to us.
     """
     for generation in sorted(state.claims, reverse=True):
         claim = state.claims[generation]
         certain = len(claim.finished) == claim.world_size or now - claim.since_seconds >= options.lease_seconds
-        if _ended_without_us(state, claim) and certain:
-            yield Adopt(generation, None, f"ranks of generation {generation} have finished, and no agent says to run it")
+        if _ended_unheard(state, generation, claim) and certain:
+            yield RecallEnd(generation, f"ranks of generation {generation} have finished, and no agent runs it any more")
             return
 
 
-def _ended_without_us(state: State, claim: Claim) -> bool:
-    """Have ranks of it finished that an agent may ask about? (Without agents all ranks are waited for.)"""
-    known = claim.finished | claim.ranks.keys()
+def _ended_unheard(state: State, generation: Generation, claim: Claim) -> bool:
+    """Have ranks of it finished, of which an agent that comes back may not know? Without agents, all ranks are waited for."""
+    known = state.ended is not None and generation <= state.ended.generation
     agents = any(state.nodes[id].agent is not None for id in claim.ranks.values())
-    return agents and bool(claim.finished) and max(known) < claim.world_size
+    return bool(claim.finished) and agents and not known and not _claimants(state, generation, claim)
 
 
 def _claimants(state: State, generation: Generation, claim: Claim) -> list[MemberOf]:
@@ -185,7 +186,7 @@ def decide_forming(now: float, state: State, options: CoordinatorOptions) -> Ite
 
 def _claimed(state: State) -> bool:
     claims = state.claims.items()
-    return any(_ended_without_us(state, claim) or _claimants(state, generation, claim) for generation, claim in claims)
+    return any(_ended_unheard(state, id, claim) or _claimants(state, id, claim) for id, claim in claims)
 
 
 def _form(

@@ -1,4 +1,4 @@
-"""A job that is complete, and is started again for more steps: its daemons run on, as services do, and so may its coordinator."""
+"""A job that is complete and is started again for more steps: its daemon and its coordinator run on, as services do."""
 
 from __future__ import annotations
 
