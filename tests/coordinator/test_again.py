@@ -263,7 +263,7 @@ def test_a_coordinator_restart_in_the_next_run_adopts_that():
 
 
 def test_what_is_recalled_of_the_last_run_ends_no_later_one():
-    """Found by the simulation: the coordinator restarts while the next run regroups, and a daemon still tells of the last one."""
+    """Found by the simulation: the coordinator restarts while the next run regroups; a daemon still tells of the last."""
     bench = Bench()
     bench.restart()
     c = bench.node("c")
@@ -291,7 +291,10 @@ def test_a_straggler_that_is_adopted_ends_no_later_run():
     c = bench.node("c")
     c.join(after=G12)
     bench.pass_time(6)
+    assert d.told("regroup")
+    d.join(after=G11)
     assert d.told("complete") and not c.told("complete")
+    bench.pass_time(1)
     assert bench.generation == G21 and set(bench.engine.state.world.members) == {"c"}
 
 
