@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -210,6 +211,23 @@ async def test_idle_one_notices_its_successor(store):
             async with asyncio.timeout(DEADLINE_SECONDS):
                 assert await task == STEPPED_DOWN
             await _until_hint(store, successor)
+
+
+async def test_stays_for_a_job_that_is_started_again_while_it_lingers(store):
+    lingering = replace(QUICK, linger_seconds=0.5)
+    async with coordinator(store, lingering, exit_when_complete=True) as (task, address), Daemon(address, "a") as a:
+        await a.say(rank_up=pb.RankUp(world_key="k", rank=0, world_size=1, process="p"))
+        await a.until("formed")
+        await a.say(finished=pb.Finished(generation=to_generation(G11), rank=0))
+        await a.until("complete")
+        await a.join()
+        again = (await a.until("formed", lambda formed: formed.generation.n == 2)).generation
+        done, _ = await asyncio.wait([task], timeout=3 * lingering.linger_seconds)
+        assert not done, "it has work again"
+        await a.say(finished=pb.Finished(generation=again, rank=0))
+        assert (await a.until("complete", lambda told: told.agent == "a")).reason.startswith("all ranks of generation 1-2")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await task == OK
 
 
 async def test_ends_with_the_job(store):
