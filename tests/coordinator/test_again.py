@@ -262,6 +262,62 @@ def test_a_coordinator_restart_in_the_next_run_adopts_that():
     assert not any(node.told("complete") or node.told("regroup") for node in bench.nodes.values())
 
 
+def test_who_waits_beside_an_adopted_world_begins_the_next_run_when_that_ends():
+    """Was it a spare, or started after the last coordinator had seen the end? It does no harm, unlike sending it home."""
+    bench = Bench()
+    bench.two()
+    bench.restart()
+    for rank, name in enumerate("ab"):
+        node = bench.node(name)
+        node.member(G11, rank, 2)
+        node.rank_up(G11, rank, 2)
+    c = bench.node("c")
+    c.join(most=1)
+    assert bench.generation == G11
+    for rank, name in enumerate("ab"):
+        bench.nodes[name].finished(G11, rank)
+        assert rank == 0 or bench.nodes[name].told("complete")
+    assert not c.told("complete") and bench.generation == G21
+
+
+def test_a_straggler_forms_no_world_while_it_is_found_out_that_its_run_has_ended():
+    bench = Bench()
+    bench.restart()
+    b = bench.node("b")
+    b.join(after=G11)
+    bench.pass_time(4)
+    a = bench.node("a")
+    gone(a)
+    a.rank_up(G11, 0, 2)
+    a.finished(G11, 0)
+    bench.pass_time(3)
+    assert not b.told("formed") and not b.told("complete")
+    bench.pass_time(3)
+    assert not b.told("formed") and b.told("complete")
+
+
+def test_a_node_is_late_for_the_last_run_only():
+    """Its agent failed in the first run, and it took no part in the second."""
+    bench = Bench()
+    a, b, _ = bench.two()
+    c = bench.node("c")
+    c.join(most=3)
+    gone(c, failed=True)
+    for agent in ("-agent", "-again"):
+        generation = bench.generation
+        for rank, node in enumerate((a, b)):
+            node.finished(generation, rank)
+        for node in (a, b):
+            gone(node, node.name + agent)
+        if agent == "-agent":
+            a.join(agent="a-again")
+            b.join(agent="b-again")
+            assert bench.generation == G12
+    c.join(least=2, most=2, agent="c2")
+    bench.pass_time(60)
+    assert not any(told.agent for told in c.told("complete")) and "1 of min 2 nodes" in c.told("waiting")[-1].reason
+
+
 def test_what_is_recalled_of_the_last_run_ends_no_later_one():
     """Found by the simulation: the coordinator restarts while the next run regroups; a daemon still tells of the last."""
     bench = Bench()
