@@ -145,6 +145,22 @@ class CompleteJob:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallEnd:
+    """A run of an earlier coordinator ended with this generation."""
+
+    generation: Generation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dismiss:
+    """These agents, as (node, agent), begin no new run: they are told how the job ended."""
+
+    agents: tuple[tuple[str, str], ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CountWorld:
     """The current generation is over; it failed by its workers, or not."""
 
@@ -193,6 +209,8 @@ Action = (
     | RestoreGo
     | FailRestore
     | CompleteJob
+    | RecallEnd
+    | Dismiss
     | CountWorld
     | StepBack
     | StopJob

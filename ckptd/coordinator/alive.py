@@ -8,6 +8,7 @@ from ckptd.coordinator.actions import Action, DeclareDead, Revive, Wait
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Gone, Joined, MemberOf, Node, State
 from ckptd.coordinator.world import Rank, World
+from ckptd.model.ids import NO_GENERATION, Generation
 
 
 def silent(now: float, node: Node, options: CoordinatorOptions) -> bool:
@@ -31,6 +32,25 @@ def left_world(state: State, world: World, node_id: str) -> bool:
     if isinstance(node.agent, Joined):
         return node.connected
     return isinstance(node.agent, Gone) or (isinstance(node.agent, MemberOf) and node.agent.generation > world.id)
+
+
+def of_ended_run(state: State, node: Node) -> bool:
+    """Is the node's living agent of the run that ended last, and not of the one after it?
+
+    Generations only go up, and an agent lives for one run: so the last generation that it was in tells. Who was in none is of
+    the next run, unless it waited when that one ended.
+    """
+    ended, agent, last = state.ended, node.agent, last_generation(node)
+    if ended is None or agent is None or last is None:
+        return False
+    return NO_GENERATION < last <= ended.generation or (node.id, agent.agent) in ended.agents
+
+
+def last_generation(node: Node) -> Generation | None:
+    """The last one that the node's living agent was in, NO_GENERATION for none; None: there is no agent."""
+    if isinstance(node.agent, Joined):
+        return node.agent.after
+    return node.agent.generation if isinstance(node.agent, MemberOf) else None
 
 
 def ranks_of(world: World, node_id: str) -> list[Rank]:
@@ -58,7 +78,7 @@ def decide_revival(now: float, state: State, options: CoordinatorOptions) -> Ite
     (Under a rendezvous the others have been asked to regroup by then.)
     """
     world = state.world
-    if world is None or world.source != "ranks" or not world.lost or state.complete or not world.whole:
+    if world is None or world.source != "ranks" or not world.lost or state.over or not world.whole:
         return
     if world.restore == "failed" or any(rank.gone or rank.replaced or not rank.up for rank in world.ranks.values()):
         return

@@ -70,7 +70,7 @@ def apply(state: State, node_id: str, message: pb.FromNode, now: float) -> None:
         case "member":
             members.member(state, node, message.member, now)
         case "agent_gone":
-            members.agent_gone(node, message.agent_gone)
+            members.agent_gone(state, node, message.agent_gone)
         case "goodbye":
             node.left = True
             members.forget_loose(state, node_id)
@@ -211,6 +211,8 @@ def _rank_fact(state: State, node_id: str, message: pb.FromNode, now: float) -> 
         if kind == "restore_ask":
             members.loose_ask(state, node_id, number)
         return
+    if kind == "finished":
+        members.claim_finished(state, generation, number, now)
     world = _world_of(state, generation, node_id, message)
     rank = None if world is None else _rank(world, node_id, number)
     if world is None or rank is None:

@@ -70,6 +70,8 @@ def note_action(events: Events, action: act.Action, world: World | None) -> None
             events.add("stopped", diagnosis)
         case act.CompleteJob(reason):
             events.add("complete", reason)
+        case act.Dismiss(agents, reason):
+            events.add("dismissed", f"{', '.join(node for node, _ in agents)}: {reason}")
 
 
 def note_settled(events: Events, attempt: Attempt, outcome: Outcome) -> None:

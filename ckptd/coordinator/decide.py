@@ -9,7 +9,7 @@ from __future__ import annotations
 from ckptd.coordinator.actions import Action
 from ckptd.coordinator.alive import decide_dead, decide_revival
 from ckptd.coordinator.fruitless import decide_fruitless
-from ckptd.coordinator.membership import decide_adoption, decide_broken, decide_complete, decide_forming
+from ckptd.coordinator.membership import decide_adoption, decide_broken, decide_complete, decide_forming, decide_recall
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.restoring import decide_pin, decide_restore
 from ckptd.coordinator.snapshots import decide_schedule, decide_snapshots
@@ -24,6 +24,7 @@ def decide(now: float, state: State, options: CoordinatorOptions) -> list[Action
         *decide_dead(now, state, options),
         *decide_revival(now, state, options),
         *decide_adoption(now, state, options),
+        *decide_recall(now, state, options),
         *decide_snapshots(now, state, options),
         *decide_fruitless(state, options),
         *decide_forming(now, state, options),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from ckptd.coordinator import actions as act
+from ckptd.coordinator.alive import all_finished, last_generation
 from ckptd.coordinator.apply import replay_held
-from ckptd.coordinator.state import Joined, MemberOf, State
+from ckptd.coordinator.state import Ended, Gone, Joined, MemberOf, Node, State
 from ckptd.coordinator.world import PAUSED, Place, Rank, World
 from ckptd.model.ids import NO_GENERATION, Attempt, Generation
 
@@ -88,13 +89,16 @@ def _enact(state: State, action: act.Action, now: float) -> LogJob | None:
         case act.Adopt(generation, broken, _):
             _adopt(state, generation, broken, now)
         case act.CompleteJob(reason):
-            state.complete, state.complete_seconds = reason, now
+            state.ended = _end(state, reason, False, now)
         case act.StepBack(over, _):
             state.stepped_over = over
         case act.StopJob(diagnosis):
-            state.complete, state.complete_seconds, state.failed = diagnosis, now, True
-            agents = (node.agent.agent for node in state.nodes.values() if node.agent is not None)
-            state.stopped_agents = frozenset(agents)
+            state.ended = _end(state, diagnosis, True, now)
+        case act.RecallEnd(generation, reason):
+            state.ended = Ended(generation, reason, False, now, frozenset(), frozenset())
+        case act.Dismiss(agents, _):
+            assert state.over is not None, "only an end can be told"
+            state.ended = replace(state.over, agents=state.over.agents | set(agents))
         case act.Wait():
             pass
         case _:
@@ -162,12 +166,42 @@ def _break(state: State, world: World, reason: str, now: float) -> None:
             node.agent = Joined(agent.agent, agent.local_world_size, agent.min_nodes, agent.max_nodes, now, NO_GENERATION)
 
 
+def _end(state: State, reason: str, failed: bool, now: float) -> Ended:
+    """The run of the present world is over."""
+    world, nodes = state.world, state.nodes.values()
+    assert world is not None, "only a run with a world ends"
+    told = frozenset((node.id, node.agent.agent) for node in nodes if node.agent is not None and _was_there(state, world, node))
+    absent = frozenset() if failed else frozenset(node.id for node in nodes if _missed_end(world, node))
+    return Ended(world.id, reason, failed, now, told, absent)
+
+
+def _was_there(state: State, world: World, node: Node) -> bool:
+    """Is the node's agent of the run that ends with ``world``?
+
+    Who waits but was in no world is a spare of it; if an earlier coordinator formed the world, it may as well be of the next
+    run, which after all ends by itself where nothing is left to do.
+    """
+    last = last_generation(node)
+    return last is not None and last <= world.id and (last != NO_GENERATION or world.id.epoch == state.epoch)
+
+
+def _missed_end(world: World, node: Node) -> bool:
+    """Was there an agent, of which nobody is left to hear that the job is complete, and whose ranks are not why it is?"""
+    if node.agent is None or (isinstance(node.agent, Gone) and not node.agent.failed):
+        return False
+    hears = node.connected and isinstance(node.agent, Joined | MemberOf)
+    return not hears and not (node.id in world.members and all_finished(world, node.id))
+
+
 def _install(state: State, world: World, now: float) -> None:
     old = state.world
     if old is not None and old.broken is None:
         old.broken, old.broken_seconds = f"generation {world.id} was formed", now
     assert old is None or old.id < world.id, "generations only go up"
-    state.world, state.complete, state.failed = world, None, False
+    if state.over:
+        for node in state.nodes.values():
+            node.agent = None if isinstance(node.agent, Gone) else node.agent  # how the last run's agents ended is history
+    state.world = world
     state.permit_seconds = None
     state.claims.clear()
     state.order = tuple(sorted(world.members, key=lambda id: world.members[id].node_rank))

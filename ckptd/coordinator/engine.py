@@ -21,11 +21,12 @@ from ckptd.coordinator.durable import LogResult, Pinned, Quarantined, Settled, T
 from ckptd.coordinator.enact import LogJob, enact
 from ckptd.coordinator.events import Events
 from ckptd.coordinator.kv import KvStores
+from ckptd.coordinator.membership import waiting
 from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.report import status_of
 from ckptd.coordinator.restoring import holder_in_use
-from ckptd.coordinator.state import Outcome, State
+from ckptd.coordinator.state import Ended, Outcome, State
 from ckptd.coordinator.tell import messages_for
 from ckptd.coordinator.trouble import troubles_of
 from ckptd.coordinator.world import Target
@@ -96,10 +97,14 @@ class Engine:
         self._look_at_log()
 
     @property
+    def over(self) -> Ended | None:
+        """How the job ended, if nobody has started it again since."""
+        return None if waiting(self._clock.monotonic(), self.state, self._options) else self.state.over
+
+    @property
     def drained(self) -> bool:
-        """Is the job complete, and nothing of it on its way to the store any more?"""
-        state = self.state
-        return state.complete is not None and not state.snapshots and not state.log_busy
+        """Is nothing of a job that is over on its way to the store any more?"""
+        return not self.state.snapshots and not self.state.log_busy
 
     def attach(self, node: str, incarnation: str, link: Link) -> None:
         """A daemon's stream is there; it replaces an earlier one of the same node."""
@@ -157,7 +162,7 @@ class Engine:
             case Settled(attempt, outcome):
                 self.metrics.settled(state.snapshots.get(attempt.snapshot), outcome, now, time.time())
                 state.settle(attempt, outcome)
-                if outcome.seq is not None and not state.failed:
+                if outcome.seq is not None:
                     state.begin_anew()
                 world = state.world
                 if outcome.seq is not None and world is not None and attempt.snapshot.generation == world.id:

@@ -27,7 +27,7 @@ _CAUSE_CHARACTERS = 600
 def decide_fruitless(state: State, options: CoordinatorOptions) -> Iterator[Action]:
     """Count a world that is over; after so many, step back or stop."""
     world = state.world
-    if world is None or state.complete:
+    if world is None or state.over:
         return
     if not world.broken:
         yield from _lost_thread(state, world)

@@ -24,6 +24,7 @@ from ckptd.coordinator.leader import announce, announce_end, check_free
 from ckptd.coordinator.metrics import CoordinatorMetrics
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.service import CoordinatorService, serve
+from ckptd.coordinator.state import Ended
 from ckptd.coordinator.tidy import Tidier
 from ckptd.errors import CkptdError, ConfigError, OfficeLostError
 from ckptd.metrics import serve_metrics
@@ -106,9 +107,10 @@ async def run_coordinator(
             _decide_forever(engine, woken, options, clock, alive),
             _ended(engine, woken, options, clock, exit_when_complete),
         )
-        if code == OK and engine.state.complete is not None and not engine.state.failed:
-            await announce_end(store, job, address, office.epoch, engine.state.complete)
-        return FAILED if code == OK and exit_when_complete and engine.state.failed else code
+        ended = engine.over
+        if code == OK and ended is not None and not ended.failed:
+            await announce_end(store, job, address, office.epoch, ended.reason)
+        return FAILED if code == OK and exit_when_complete and ended is not None and ended.failed else code
     finally:
         engine.close_links()
         await server.stop(STOP_SECONDS)
@@ -177,16 +179,18 @@ async def _decide_forever(
 async def _ended(
     engine: Engine, woken: asyncio.Event, options: CoordinatorOptions, clock: Clock, exit_when_complete: bool
 ) -> None:
-    """Return once the job is complete and what was on its way is stored, or has had its time; never, if not told to."""
-    while not (exit_when_complete and _over(engine, options, clock)):
+    """Return once the job is over and what was on its way is stored, or has had its time; never, if not told to."""
+    while True:
+        if exit_when_complete and _over(engine, options, clock) is not None:
+            await clock.sleep(options.linger_seconds)
+            if (ended := _over(engine, options, clock)) is not None:  # else somebody has started it again meanwhile
+                break
         await clock.sleep(options.heartbeat_seconds / 2)
-    await clock.sleep(options.linger_seconds)
-    _log.info("the job is over; the coordinator ends", reason=engine.state.complete)
+    _log.info("the job is over; the coordinator ends", reason=ended.reason)
 
 
-def _over(engine: Engine, options: CoordinatorOptions, clock: Clock) -> bool:
-    state = engine.state
-    return engine.drained or (
-        state.complete is not None
-        and clock.monotonic() - state.complete_seconds >= options.drain_seconds + options.linger_seconds
-    )
+def _over(engine: Engine, options: CoordinatorOptions, clock: Clock) -> Ended | None:
+    ended = engine.over
+    if ended is None or engine.drained:
+        return ended
+    return ended if clock.monotonic() - ended.seconds >= options.drain_seconds + options.linger_seconds else None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import structlog
 
+from ckptd.coordinator.alive import of_ended_run
 from ckptd.coordinator.convert import generation_of, rank_of, reason_of, text_of
 from ckptd.coordinator.state import Claim, Gone, Joined, MemberOf, Node, State
 from ckptd.errors import ProtocolError
@@ -22,14 +23,8 @@ def join(state: State, node: Node, message: pb.Join, now: float) -> None:
     if not 0 < message.min_nodes <= message.max_nodes:
         raise ProtocolError(f"min_nodes={message.min_nodes} max_nodes={message.max_nodes} can't be")
     node.unconfirmed_seconds = None
-    if state.failed and message.agent not in state.stopped_agents:
-        _log.warning("somebody starts the job again", node=node.id)
-        for other in state.nodes.values():
-            if other.agent is not None and other.agent.agent in state.stopped_agents:
-                other.agent = Gone(other.agent.agent, True, "it was told that the job is stopped")
-        state.begin_anew()
     agent = node.agent
-    running = state.world is not None and not state.world.broken and not state.complete
+    running = state.world is not None and not state.world.broken and not state.over
     if (
         isinstance(agent, MemberOf)
         and agent.agent == message.agent
@@ -47,6 +42,9 @@ def join(state: State, node: Node, message: pb.Join, now: float) -> None:
     since = agent.since_seconds if isinstance(agent, Joined) and agent.agent == message.agent else now
     size, least, most = message.local_world_size, message.min_nodes, message.max_nodes
     node.agent = Joined(text_of(message.agent), size, least, most, since, generation_of(message.after))
+    if state.over and not of_ended_run(state, node):
+        _log.warning("somebody starts the job again", node=node.id)
+        state.begin_anew()
 
 
 def member(state: State, node: Node, message: pb.Member, now: float) -> None:
@@ -72,8 +70,10 @@ def member(state: State, node: Node, message: pb.Member, now: float) -> None:
         _claim(state, generation, now).members.add(node.id)
 
 
-def agent_gone(node: Node, message: pb.AgentGone) -> None:
+def agent_gone(state: State, node: Node, message: pb.AgentGone) -> None:
     """The agent has ended; a late word about an earlier agent says nothing about the present one."""
+    if state.ended is not None:  # some kernels give its name to another process later
+        state.ended = replace(state.ended, agents=state.ended.agents - {(node.id, message.agent)})
     if node.agent is None or node.agent.agent == message.agent:
         node.agent = Gone(text_of(message.agent), message.failed, reason_of(message.reason))
         node.unconfirmed_seconds = None
@@ -92,6 +92,12 @@ def claim_rank(state: State, node_id: str, generation: Generation, up: pb.RankUp
         claim = _claim(state, generation, now)
         claim.ranks[up.rank] = node_id
         claim.world_key, claim.world_size = up.world_key, up.world_size
+
+
+def claim_finished(state: State, generation: Generation, number: int, now: float) -> None:
+    """While there is no world, remember which ranks of an earlier coordinator's have finished: it has no successor."""
+    if state.world is None:
+        _claim(state, generation, now).finished.add(number)
 
 
 def _claim(state: State, generation: Generation, now: float) -> Claim:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from ckptd.coordinator.actions import Action, Adopt, AskRegroup, CheckTail, CompleteJob, FormGeneration, FormRanks, Wait
-from ckptd.coordinator.alive import all_finished, left_world, silent, unheard
-from ckptd.coordinator.fruitless import due, pause_seconds
+from ckptd.coordinator.actions import (
+    Action,
+    Adopt,
+    AskRegroup,
+    CheckTail,
+    CompleteJob,
+    Dismiss,
+    FormGeneration,
+    FormRanks,
+    RecallEnd,
+    Wait,
+)
+from ckptd.coordinator.alive import all_finished, left_world, of_ended_run, silent, unheard
+from ckptd.coordinator.fruitless import due, pause_seconds, spoiled, spoiled_diagnosis
 from ckptd.coordinator.options import CoordinatorOptions
-from ckptd.coordinator.state import Claim, Gone, Joined, LooseRank, MemberOf, Node, State
+from ckptd.coordinator.state import Claim, Ended, Gone, Joined, LooseRank, MemberOf, Node, State
 from ckptd.coordinator.world import World
 from ckptd.model.ids import Generation
 
@@ -17,7 +28,7 @@ from ckptd.model.ids import Generation
 def decide_broken(state: State) -> Iterator[Action]:
     """Has a member's agent or worker left the running generation?"""
     world = state.world
-    if world is None or world.broken or state.complete:
+    if world is None or world.broken or state.over:
         return
     reason = _why_broken(state, world)
     if reason is not None:
@@ -52,7 +63,7 @@ def _why_broken(state: State, world: World) -> str | None:
 def decide_complete(state: State) -> Iterator[Action]:
     """All ranks of one generation finished, or are on nodes that are gone: the job is done, nobody redoes the last steps."""
     world = state.world
-    if world is None or state.complete or not world.finishing:
+    if world is None or state.over or not world.finishing:
         return
     for number in range(world.world_size):
         rank, host = world.ranks.get(number), world.host(number)
@@ -85,6 +96,27 @@ def decide_adoption(now: float, state: State, options: CoordinatorOptions) -> It
         return
 
 
+def decide_recall(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
+    """After a restart: with which generation did a run end? Stragglers of it may ask, whoever else is at work by then.
+
+    Ranks of it have finished, so it has no successor, and no agent says to run it. Unless all have finished, a lease must pass:
+    an agent whose workers are still at work may be on its way back to us.
+    """
+    for generation in sorted(state.claims, reverse=True):
+        claim = state.claims[generation]
+        certain = len(claim.finished) == claim.world_size or now - claim.since_seconds >= options.lease_seconds
+        if _ended_unheard(state, generation, claim) and certain:
+            yield RecallEnd(generation, f"ranks of generation {generation} have finished, and no agent runs it any more")
+            return
+
+
+def _ended_unheard(state: State, generation: Generation, claim: Claim) -> bool:
+    """Have ranks of it finished, of which an agent that comes back may not know? Without agents, all ranks are waited for."""
+    known = state.ended is not None and generation <= state.ended.generation
+    agents = any(state.nodes[id].agent is not None for id in claim.ranks.values())
+    return bool(claim.finished) and agents and not known and not _claimants(state, generation, claim)
+
+
 def _claimants(state: State, generation: Generation, claim: Claim) -> list[MemberOf]:
     agents = [state.nodes[id].agent for id in claim.members]
     return [agent for agent in agents if isinstance(agent, MemberOf) and agent.generation == generation]
@@ -107,12 +139,16 @@ def _ranks_there(now: float, state: State, options: CoordinatorOptions, claim: C
 
 
 def waiting(now: float, state: State, options: CoordinatorOptions) -> list[tuple[Node, Joined]]:
-    """Nodes that could be in the next generation: the last one's in their old order, then by the time they joined."""
+    """Nodes that could be in the next generation: the last one's in their old order, then by the time they joined.
+
+    Once the job has ended they are those of the next run.
+    """
     place = {id: index for index, id in enumerate(state.order)}
     found = [
         (node, node.agent)
         for node in state.nodes.values()
         if isinstance(node.agent, Joined)
+        and not of_ended_run(state, node)
         and node.connected
         and node.unconfirmed_seconds is None  # it waited on an earlier stream: does it still?
         and not silent(now, node, options)
@@ -123,17 +159,19 @@ def waiting(now: float, state: State, options: CoordinatorOptions) -> list[tuple
 def decide_forming(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
     """Form the next generation, or say what it waits for."""
     world = state.world
-    running = world is not None and not world.broken and not state.complete
+    running = world is not None and not world.broken and not state.over
     if running and world is not None and world.source == "rendezvous":
         yield from _scale_up(now, state, options, world)
         return
     yield from _form_ranks(now, state, options)
-    if state.complete or (running and world is not None):
+    if running:
         return
     joined = waiting(now, state, options)
     if not joined:
         return
-    if world is not None and world.source == "rendezvous":
+    if state.over:
+        pass  # what ran has finished, is gone, or was told to stop
+    elif world is not None and world.source == "rendezvous":
         if world.finishing:
             yield Wait("generation", "some ranks have finished: no successor is formed")
             return
@@ -143,11 +181,12 @@ def decide_forming(now: float, state: State, options: CoordinatorOptions) -> Ite
             return
     elif _claimed(state):
         return
-    yield from _form(now, state, options, joined, first=world is None)
+    yield from _form(now, state, options, joined, first=world is None or state.over is not None)
 
 
 def _claimed(state: State) -> bool:
-    return any(_claimants(state, generation, claim) for generation, claim in state.claims.items())
+    claims = state.claims.items()
+    return any(_ended_unheard(state, id, claim) or _claimants(state, id, claim) for id, claim in claims)
 
 
 def _form(
@@ -159,7 +198,9 @@ def _form(
     # Survivors of a world that an earlier coordinator formed: its other members, if they live, are back within a lease.
     survivors = any(agent.after for _, agent in joined)
     patience = options.lease_seconds if survivors else options.join_seconds
-    if len(joined) < least:
+    if state.over is not None and (why := _nothing_to_begin(state, state.over, joined, least, waited >= options.join_seconds)):
+        yield Dismiss(tuple((node.id, agent.agent) for node, agent in joined), why)
+    elif len(joined) < least:
         yield Wait("generation", f"{len(joined)} of min {least} nodes")
     elif due(state, options):
         yield Wait("generation", "too many worlds failed in a row: first it is decided what becomes of the job")
@@ -171,6 +212,15 @@ def _form(
     else:
         members = tuple(node.id for node, _ in joined[:most])
         yield from _permitted(now, state, options, FormGeneration(members, f"{len(members)} nodes: {', '.join(members)}"))
+
+
+def _nothing_to_begin(state: State, over: Ended, joined: list[tuple[Node, Joined]], least: int, long: bool) -> str | None:
+    """Why these agents, of which none was there when the job ended, don't begin its next run. ``long``: they had patience."""
+    if over.failed and spoiled(state) and over.reason == spoiled_diagnosis(state):
+        return "the job is stopped, and nothing has changed since"
+    if len(joined) < least and long and over.absent.issuperset(node.id for node, _ in joined):
+        return f"the job was completed without them, and they are only {len(joined)} of min {least} nodes"
+    return None
 
 
 def _permitted(now: float, state: State, options: CoordinatorOptions, form: FormGeneration | FormRanks) -> Iterator[Action]:
@@ -225,7 +275,7 @@ def _present(now: float, state: State, options: CoordinatorOptions, rank: LooseR
 
 def _busy(state: State) -> str | None:
     world = state.world
-    if world is None or world.broken or state.complete:
+    if world is None or world.broken or state.over:
         return None
     if all(left_world(state, world, id) for id in world.members):
         return None

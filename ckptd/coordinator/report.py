@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ckptd.coordinator.alive import left_world, ranks_of, silent
 from ckptd.coordinator.convert import to_generation
+from ckptd.coordinator.membership import waiting
 from ckptd.coordinator.options import CoordinatorOptions
 from ckptd.coordinator.state import Gone, Joined, Node, State
 from ckptd.coordinator.world import World
@@ -22,7 +23,7 @@ def status_of(
     troubles: Sequence[Trouble],
 ) -> pb.StatusReply:
     """``waits`` is {topic: (reason, since when on our clock)}."""
-    phase, why = _phase(state)
+    phase, why = _phase(state, bool(waiting(now, state, options)))
     reply = pb.StatusReply(
         job=job,
         epoch=state.epoch,
@@ -49,10 +50,12 @@ def trouble_to_pb(trouble: Trouble) -> pb.Trouble:
     return pb.Trouble(topic=trouble.topic, what=trouble.what, since_unix_seconds=trouble.since, times=trouble.times)
 
 
-def _phase(state: State) -> tuple[str, str]:
+def _phase(state: State, waited_for: bool) -> tuple[str, str]:
     world = state.world
-    if state.complete is not None:
-        return "stopped" if state.failed else "complete", state.complete
+    if state.over is not None and waited_for:
+        return "forming", "the job is started again"
+    if state.over is not None:
+        return "stopped" if state.over.failed else "complete", state.over.reason
     if world is None:
         return "forming", "no world was formed yet"
     if world.broken is not None:
@@ -108,7 +111,7 @@ def _node_state(now: float, state: State, options: CoordinatorOptions, node: Nod
     if silent(now, node, options):
         return ("blind" if member else "silent"), ""
     if isinstance(agent, Joined):
-        running = world is not None and not world.broken and not state.complete
+        running = world is not None and not world.broken and not state.over
         return ("spare" if running else "waiting"), ""
     if world is not None and member and not left_world(state, world, node.id):
         return ("regrouping" if world.broken else "alive"), ""

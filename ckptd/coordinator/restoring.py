@@ -35,7 +35,7 @@ def decide_pin(state: State) -> Iterator[Action]:
     world, wanted = state.world, offered(state).seq
     if world is None or world.broken or not world.whole or world.restore != "open" or world.target is not None:
         return
-    if wanted is None or wanted == world.pinned or state.complete or _restored_long_ago(state, world):
+    if wanted is None or wanted == world.pinned or state.over or _restored_long_ago(state, world):
         return
     if not state.log_busy and all(id.generation == world.id for id in state.snapshots):
         yield PinRestore(wanted, holder_of(state.epoch, world.id))
@@ -44,7 +44,7 @@ def decide_pin(state: State) -> Iterator[Action]:
 def holder_in_use(state: State) -> str | None:
     """Whose pin must stay: that of the restore under way or to come."""
     world = state.world
-    if world is None or world.broken or world.restore != "open" or state.complete or _restored_long_ago(state, world):
+    if world is None or world.broken or world.restore != "open" or state.over or _restored_long_ago(state, world):
         return None
     return world.holder
 
@@ -61,7 +61,7 @@ def _restored_long_ago(state: State, world: World) -> bool:
 def decide_restore(now: float, state: State, options: CoordinatorOptions) -> Iterator[Action]:
     """Name the target once every earlier attempt is settled; then wait for all ranks, or fail all."""
     world = state.world
-    if world is None or world.broken or not world.whole or world.restore != "open":
+    if world is None or world.broken or not world.whole or world.restore != "open" or state.over:
         return
     if not any(rank.asked for rank in world.ranks.values()):
         return

@@ -143,7 +143,7 @@ def decide_schedule(state: State, options: CoordinatorOptions) -> Iterator[Actio
     Ranks whose slots come free at different times would otherwise miss different steps for ever, and nothing would complete.
     """
     world = state.world
-    if world is None or world.broken or not world.whole or state.complete:
+    if world is None or world.broken or not world.whole or state.over:
         return
     if world.schedule is not None:
         yield from _pause_or_resume(state, options, world)

@@ -141,8 +141,25 @@ class Claim:
     since_seconds: float
     members: set[str] = field(default_factory=set)
     ranks: dict[int, str] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
     world_key: str = ""
     world_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the last run that is over ended, and with which generation. ``failed``: it was not completed but stopped.
+
+    ``agents``, as (node, agent), are those that have heard of it, or must: the ones that lived then. ``absent`` are nodes of
+    the run where nobody lived to hear of it.
+    """
+
+    generation: Generation
+    reason: str
+    failed: bool
+    seconds: float
+    agents: frozenset[tuple[str, str]]
+    absent: frozenset[str]
 
 
 def _unknown(_attempt: Attempt) -> Outcome | None:
@@ -159,8 +176,8 @@ class State:
 
     ``bases`` are the commits whose frames new snapshots may refer to; ``previous`` is the live commit before the candidate,
     ``bad`` are quarantined ones after it. ``fruitless`` counts failed worlds since the last commit, ``failures`` are the last
-    of them; ``stepped_over`` is a commit that is done without, as a try. ``failed``: the job was not completed but stopped,
-    ``stopped_agents`` heard of it: another one begins anew.
+    of them; ``stepped_over`` is a commit that is done without, as a try. ``ended`` is remembered while the next run is at work,
+    for stragglers of the one that ended.
     """
 
     epoch: int
@@ -174,8 +191,7 @@ class State:
     failures: deque[Failure] = field(default_factory=lambda: deque(maxlen=MAX_FAILURES))
     failed_seconds: float = 0.0
     stepped_over: int | None = None
-    failed: bool = False
-    stopped_agents: frozenset[str] = frozenset()
+    ended: Ended | None = None
     outcome_of: Callable[[Attempt], Outcome | None] = _unknown
     nodes: dict[str, Node] = field(default_factory=dict)
     world: World | None = None
@@ -187,20 +203,22 @@ class State:
     loose: dict[tuple[str, int], dict[int, LooseRank]] = field(default_factory=dict)
     claims: dict[Generation, Claim] = field(default_factory=dict)
     held: deque[tuple[str, object]] = field(default_factory=lambda: deque(maxlen=MAX_HELD_MESSAGES))
-    complete: str | None = None
-    complete_seconds: float = 0.0
     log_busy: int = 0
     log_trouble: str | None = None
     hint_trouble: str | None = None
     permit_asked: bool = False
     permit_seconds: float | None = None
 
+    @property
+    def over(self) -> Ended | None:
+        """How the job ended, until the next run has a world."""
+        ended, world = self.ended, self.world
+        return ended if ended is not None and world is not None and world.id <= ended.generation else None
+
     def begin_anew(self) -> None:
         """Forget failures: there is a commit, or somebody starts the job again."""
         self.fruitless, self.stepped_over = 0, None
         self.failures.clear()
-        if self.failed:
-            self.complete, self.failed, self.stopped_agents = None, False, frozenset()
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record what became of an attempt, and keep the last MAX_OUTCOMES for nodes that ask again."""

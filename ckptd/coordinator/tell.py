@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from ckptd.coordinator.alive import ranks_of
+from ckptd.coordinator.alive import of_ended_run, ranks_of
 from ckptd.coordinator.convert import to_attempt, to_generation, to_snapshot
-from ckptd.coordinator.state import Joined, MemberOf, Node, Outcome, State
+from ckptd.coordinator.state import Ended, Joined, MemberOf, Node, Outcome, State
 from ckptd.coordinator.world import Schedule, Target, World
 from ckptd.model.ids import Attempt
 from ckptd.rpc.v1 import coordinator_pb2 as pb
@@ -36,15 +36,19 @@ def messages_for(state: State, node: Node, waits: Mapping[str, str]) -> Iterator
         yield ("release", state.release), lambda: pb.ToNode(release=release)
     if world is not None and node.id in world.members:
         yield from _of_world(world, node)
-    if state.complete is not None and world is not None:
-        complete = pb.Complete(reason=state.complete, failed=state.failed)
-        yield ("complete", world.id), lambda: pb.ToNode(complete=complete)
+    if state.ended is not None and (of_ended_run(state, node) or (state.over and node.agent is None)):
+        agent = "" if node.agent is None else node.agent.agent
+        yield ("complete", state.ended.generation, agent), partial(_complete, state.ended, agent)
     else:
         if world is not None:
             yield from _regroup(world, node)
         reason = next((waits[topic] for topic in _FORMING if topic in waits), None)
         if isinstance(node.agent, Joined) and reason is not None:
             yield ("waiting", reason), lambda: pb.ToNode(waiting=pb.Waiting(reason=reason))
+
+
+def _complete(ended: Ended, agent: str) -> pb.ToNode:
+    return pb.ToNode(complete=pb.Complete(reason=ended.reason, failed=ended.failed, agent=agent))
 
 
 def _outcome(attempt: Attempt, outcome: Outcome) -> pb.ToNode:

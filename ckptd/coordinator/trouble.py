@@ -27,14 +27,14 @@ def troubles_of(now: float, state: State, options: CoordinatorOptions, hanging: 
         found[f"node {node}"] = f"nothing is heard of the daemon of node {node}; training goes on, snapshots pause"
     if (short := _too_few(now, state, options)) is not None:
         found["nodes"] = short
-    if state.failed:
-        found["job"] = state.complete or ""
+    if state.over is not None and state.over.failed:
+        found["job"] = state.over.reason
     elif state.fruitless:
         back = ", and the checkpoint before the last one is tried" if offered(state) != state.candidate else ""
         last = state.failures[-1].what
         found["failures"] = f"{state.fruitless} worlds in a row failed without a new checkpoint{back}: {last}"
     world = state.world
-    if world is None or state.complete:
+    if world is None or state.over:
         return found
     if world.unscheduled is not None:
         found["snapshots"] = f"no snapshots are taken: {world.unscheduled}"
@@ -48,9 +48,9 @@ def troubles_of(now: float, state: State, options: CoordinatorOptions, hanging: 
 
 def _too_few(now: float, state: State, options: CoordinatorOptions) -> str | None:
     joined = waiting(now, state, options)
-    running = state.world is not None and not state.world.broken
+    running = state.world is not None and not state.world.broken and not state.over
     least = max((agent.min_nodes for _, agent in joined), default=0)
-    if running or state.complete or len(joined) >= least:
+    if running or len(joined) >= least:
         return None
     return f"{len(joined)} of min {least} nodes are there; training waits for more"
 

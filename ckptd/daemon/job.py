@@ -161,7 +161,7 @@ class Job:
         if self._regroup is not None and self._regroup.generation == generation:
             peer.send(self._regroup)  # it may have been told while it was away
         if self._complete is not None and peer.process == self._ended_agent:
-            peer.send(self._complete)  # a new agent is of a new run, whose end only the coordinator knows
+            peer.send(self._complete)
         await agent.run()
         await peer.exited.wait()
         if self._agent is agent:
@@ -312,7 +312,7 @@ class Job:
             case "waiting":
                 self._to_agent(Waiting(message.waiting.reason))
             case "complete":
-                self._completed(Complete(message.complete.reason, message.complete.failed))
+                self._completed(message.complete)
             case "restore_target":
                 await self.restores.targeted(message.restore_target)
             case "restore_go":
@@ -347,12 +347,12 @@ class Job:
         elif self._agent is not None:
             self._agent.formed(message)
 
-    def _completed(self, message: Complete) -> None:
-        self._complete = message
+    def _completed(self, message: pb.Complete) -> None:
         if message.failed:
             _log.error("THE JOB IS STOPPED", job=self.name, diagnosis=message.reason)
-        self._ended_agent = self._agent.peer.process if self._agent is not None else ""
-        self._to_agent(message)
+        self._complete, self._ended_agent = Complete(message.reason, message.failed), message.agent
+        if self._agent is not None and self._agent.peer.process == message.agent:
+            self._to_agent(self._complete)
 
     def _to_agent(self, message: Message) -> None:
         if self._agent is not None:

@@ -157,11 +157,18 @@ class FakeNode:
         self.say(join=join)
 
     def member(
-        self, generation: Generation, node_rank: int, num_nodes: int, size: int = 1, least: int = 1, most: int = 2
+        self,
+        generation: Generation,
+        node_rank: int,
+        num_nodes: int,
+        size: int = 1,
+        least: int = 1,
+        most: int = 2,
+        agent: str = "",
     ) -> None:
         self.say(
             member=pb.Member(
-                agent=self.name + "-agent",
+                agent=agent or self.name + "-agent",
                 generation=to_generation(generation),
                 node_rank=node_rank,
                 num_nodes=num_nodes,
@@ -224,6 +231,7 @@ class Bench:
         self.clock, self.log, self.options = HandClock(), FakeLog(), options
         self.nodes: dict[str, FakeNode] = {}
         self.epoch = 1
+        self.ended = NO_GENERATION  # the last one that was seen to be a run's last, by any coordinator
         self.engine = Engine(1, options, self.log, self.clock)
 
     def restart(self) -> None:

@@ -91,7 +91,7 @@ class Two:
 
     @property
     def over(self) -> bool:
-        return self.bench.engine.state.complete is not None
+        return self.bench.engine.state.over is not None
 
     @property
     def worlds(self) -> int:
@@ -100,8 +100,8 @@ class Two:
     def diagnosis(self) -> str:
         for node in self.nodes:
             told = node.told("complete")[-1]
-            assert told.failed and told.reason == self.bench.engine.state.complete
-        return self.bench.engine.state.complete
+            assert told.failed and told.reason == self.bench.engine.state.over.reason
+        return self.bench.engine.state.over.reason
 
 
 def test_a_script_that_crashes_at_once_ends_with_a_diagnosis():
@@ -240,7 +240,7 @@ def test_trainers_without_our_rendezvous_are_told_so_too():
             a.say(restore_report=bad)
         else:
             assert "must not start at step 0" in a.told("restore_failed")[-1].reason
-            assert bench.engine.state.failed
+            assert bench.engine.state.over.failed
         gone = pb.RankGone(generation=to_generation(generation), world_key=f"k{turn}", rank=0, process=f"p{turn}", reason="x")
         a.say(rank_gone=gone)
     assert bench.log.quarantined

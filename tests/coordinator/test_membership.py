@@ -212,7 +212,7 @@ def test_finished_then_other_node_dies():
     a.finished(generation, 0)
     b.disconnect()
     bench.pass_time(10)
-    assert bench.engine.state.complete and a.told("complete")
+    assert bench.engine.state.over and a.told("complete")
     assert bench.generation == generation
     b.connect()
     b.join()
@@ -225,10 +225,10 @@ def test_all_finish():
     a, b, generation = bench.two()
     a.finished(generation, 0)
     a.say(agent_gone=pb.AgentGone(agent="a-agent", failed=False))
-    assert bench.running and not bench.engine.state.complete
+    assert bench.running and not bench.engine.state.over
     b.say(kv_get=pb.KvGet(id=7, generation=to_generation(generation), key="torchelastic/exit"))
     b.finished(generation, 1)
-    assert bench.engine.state.complete
+    assert bench.engine.state.over
     assert [(v.id, v.found, v.value) for v in b.told("kv_value")] == [(7, True, b"")]
 
 

@@ -83,6 +83,6 @@ def test_second_run_after_the_end():
     a = bench.node("a")
     a.rank_up(NO_GENERATION, 0, 1, key="solo-1")
     a.finished(G11, 0)
-    assert bench.engine.state.complete
+    assert bench.engine.state.over
     a.rank_up(NO_GENERATION, 0, 1, key="solo-2", process="again")
-    assert bench.generation == G12 and bench.engine.state.complete is None
+    assert bench.generation == G12 and bench.engine.state.over is None

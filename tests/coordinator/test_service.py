@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ import pytest
 
 from ckptd.cli.events import _tell
 from ckptd.cli.status import WELL, ask
+from ckptd.clock import SystemClock
 from ckptd.commit.leader import LeaderHint, read_hint, write_hint
 from ckptd.commit.log import CommitLog
 from ckptd.commit.office import take_office
@@ -210,6 +212,38 @@ async def test_idle_one_notices_its_successor(store):
             async with asyncio.timeout(DEADLINE_SECONDS):
                 assert await task == STEPPED_DOWN
             await _until_hint(store, successor)
+
+
+class LingeringClock(SystemClock):
+    """Says when the coordinator begins to linger."""
+
+    def __init__(self, linger_seconds: float) -> None:
+        self.linger_seconds, self.lingers = linger_seconds, asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds == self.linger_seconds:
+            self.lingers.set()
+        await super().sleep(seconds)
+
+
+async def test_stays_for_a_job_that_is_started_again_while_it_lingers(store):
+    lingering, clock = replace(QUICK, linger_seconds=0.77), LingeringClock(0.77)
+    running = coordinator(store, lingering, exit_when_complete=True, clock=clock)
+    async with running as (task, address), Daemon(address, "a") as a:
+        await a.say(rank_up=pb.RankUp(world_key="k", rank=0, world_size=1, process="p"))
+        await a.until("formed")
+        await a.say(finished=pb.Finished(generation=to_generation(G11), rank=0))
+        await a.until("complete")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await clock.lingers.wait()
+        await a.join()
+        again = (await a.until("formed", lambda formed: formed.generation.n == 2)).generation
+        done, _ = await asyncio.wait([task], timeout=2 * lingering.linger_seconds)
+        assert not done, "it has work again"
+        await a.say(finished=pb.Finished(generation=again, rank=0))
+        assert (await a.until("complete", lambda told: told.agent == "a")).reason.startswith("all ranks of generation 1-2")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert await task == OK
 
 
 async def test_ends_with_the_job(store):

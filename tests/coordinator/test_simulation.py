@@ -3,7 +3,8 @@
 The nodes here follow the protocol; their luck doesn't: one is lost, or several at once, or one together with the coordinator.
 Checked all along: generations only go up, none is formed with a dead node or below min_nodes, nothing is committed of which a
 rank is missing; all ranks of a generation restore one commit (I5), none of a lower one commits after that (I10). In the end,
-once all is well again: a generation of all that are allowed runs, and commits (I12).
+once all is well again: a generation of all that are allowed runs, and commits (I12). In some histories the job is completed now
+and then, and started again on every node that hears of it: no launcher is told of an end that came before it.
 """
 
 from __future__ import annotations
@@ -25,20 +26,28 @@ class SimNode:
     """A daemon with its agent and one worker, which survive streams and die together."""
 
     def __init__(self, bench: Bench, name: str, least: int, most: int) -> None:
-        self.bench, self.link, self.alive, self.lives = bench, FakeNode(bench, name), False, 0
+        self.bench, self.link, self.alive = bench, FakeNode(bench, name), False
+        self.lives = self.launches = 0
         self.least, self.most = least, most
         bench.nodes[name] = self.link
         self.clear()
 
     def clear(self) -> None:
+        self.sealed, self.stored, self.ranks, self.read = set(), set(), {}, 0
+        self.finished: tuple[Generation, int, int] | None = None
+        self.launch()
+
+    def launch(self) -> None:
+        """Another agent, of a daemon that still knows of the ranks of the last one."""
+        self.agent, self.launches = f"{self.link.incarnation}-agent-{self.launches}", self.launches + 1
+        self.born = self.bench.ended
         self.place: tuple[Generation, int, int] | None = None
-        self.step, self.sealed, self.stored, self.ranks, self.read = 0, set(), set(), {}, 0
-        self.restored, self.base, self.after = False, 0, NO_GENERATION
+        self.step, self.restored, self.base, self.after = 0, False, 0, NO_GENERATION
 
     def start(self) -> None:
-        self.clear()
         self.alive, self.lives = True, self.lives + 1
         self.link.incarnation = f"{self.link.name}-{self.lives}"
+        self.clear()
         self.connect()
 
     def die(self) -> None:
@@ -55,6 +64,8 @@ class SimNode:
         else:
             self.facts()
             self.link.beat(self.place[0], **{f"r{self.place[1]}": self.step})
+        if self.finished is not None:
+            self.tell_finished()
         for snapshot in sorted(self.sealed):
             self.link.sealed(snapshot, self.ranks[snapshot])
         for snapshot in sorted(self.stored):
@@ -63,14 +74,36 @@ class SimNode:
     def facts(self) -> None:
         assert self.place is not None
         generation, rank, size = self.place
-        self.link.member(generation, rank, size, 1, self.least, self.most)
+        self.link.member(generation, rank, size, 1, self.least, self.most, self.agent)
         self.link.rank_up(
             generation, rank, size, process=f"{self.link.incarnation}-{generation}", ready=self.restored, base=self.base
         )
         self.link.say(restore_ask=pb.RestoreAsk(generation=to_generation(generation), rank=rank))
 
     def join(self) -> None:
-        self.link.join(self.least, self.most, after=self.after, agent=f"{self.link.incarnation}-agent")
+        self.link.join(self.least, self.most, after=self.after, agent=self.agent)
+
+    def tell_finished(self) -> None:
+        assert self.finished is not None
+        generation, rank, size = self.finished
+        self.link.rank_up(generation, rank, size, process=f"{self.link.incarnation}-{generation}", base=self.finished_base)
+        self.link.finished(generation, rank)
+
+    def finish(self) -> None:
+        self.finished, self.finished_base = self.place, self.base
+        if self.link.up:
+            self.tell_finished()
+
+    def end(self, message: pb.Complete) -> None:
+        """Its agent hears that the job is complete, and somebody starts it again."""
+        ended = self.bench.engine.state.ended
+        if message.agent != self.agent:
+            return
+        assert ended is not None
+        assert self.born < ended.generation or self.link.name in ended.absent, "an end that came before its launcher"
+        self.link.say(agent_gone=pb.AgentGone(agent=self.agent, failed=False, reason="done"))
+        self.launch()
+        self.join()
 
     def rejoin(self) -> None:
         if self.place is not None:
@@ -88,6 +121,10 @@ class SimNode:
             case "formed":
                 generation = generation_of(message.formed.generation)
                 if self.place is None:
+                    ended = self.bench.engine.state.ended
+                    late = ended is not None and NO_GENERATION < self.after <= ended.generation < generation
+                    assert not late, "its run has ended, and it is taken into the next one"
+                    self.finished = None
                     self.place = (generation, message.formed.node_rank, message.formed.num_nodes)
                     self.step, self.restored, self.base = 0, False, 0
                     self.facts()
@@ -103,6 +140,8 @@ class SimNode:
                 self.restored = True
             case "complete" if message.complete.failed:
                 self.die()
+            case "complete":
+                self.end(message.complete)
             case "committed":
                 self.forget(message.committed.attempt)
             case "aborted":
@@ -115,7 +154,7 @@ class SimNode:
         self.stored.discard(snapshot)
 
     def train(self, chance: random.Random) -> None:
-        if self.place is None or not self.restored or not self.link.up:
+        if self.place is None or not self.restored or not self.link.up or self.finished:
             return
         generation, rank, _ = self.place
         self.step += 50
@@ -131,17 +170,29 @@ class SimNode:
 
 
 class Simulation:
-    def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
+    def __init__(self, seed: int, ends: bool = False) -> None:
+        self.chance, self.ends = random.Random(seed), ends
         self.bench = Bench(replace(OPTIONS, fruitless_generations=2 + seed % 4))
         self.least, self.most, nodes = SHAPES[seed % len(SHAPES)]
         self.nodes = [SimNode(self.bench, name, self.least, self.most) for name in "abcdef"[:nodes]]
-        self.highest = NO_GENERATION
+        self.highest, self.runs = NO_GENERATION, 0
         self.worlds: dict[Generation, int] = {}
         self.checked = 0
         self.bases: dict[Generation, int] = {}
 
+    def finish(self) -> None:
+        """All ranks of the world have done their last step, unless some have yet to restore."""
+        there = [
+            node for node in self.nodes if node.alive and node.place is not None and node.place[0] == self.bench.generation
+        ]
+        if self.bench.running and there and all(node.restored and not node.finished for node in there):
+            for node in there:
+                node.finish()
+            self.drain()
+
     def event(self) -> None:
+        if self.ends and self.chance.random() < 0.08:
+            self.finish()
         node, roll = self.chance.choice(self.nodes), self.chance.random()
         if not node.alive:
             if roll < 0.3:
@@ -159,7 +210,7 @@ class Simulation:
             node.link.disconnect()
         elif roll < 0.3 and not node.link.up:
             node.connect()
-        elif roll < 0.34 and node.place is not None:
+        elif roll < 0.34 and node.place is not None and not node.finished:
             node.rejoin()  # its worker failed
         elif roll < 0.36:
             self.restart()
@@ -182,9 +233,16 @@ class Simulation:
                 node.connect()
 
     def drain(self) -> None:
-        self.bench.settle()
+        self.settle()
         while sum(node.react() for node in self.nodes):
-            self.bench.settle()
+            self.settle()
+
+    def settle(self) -> None:
+        self.bench.settle()
+        ended = self.bench.engine.state.ended
+        if ended is not None and ended.generation > self.bench.ended:
+            self.bench.ended = ended.generation
+            self.runs += not ended.failed
 
     def check(self) -> None:
         world, now = self.bench.engine.state.world, self.bench.clock.now
@@ -230,10 +288,10 @@ class Simulation:
         assert len(self.bench.log.committed) > before, self.bench.waits()
 
 
-@pytest.mark.parametrize("block", range(6))
-def test_random_histories(block: int):
+@pytest.mark.parametrize(("block", "ends"), [*((block, False) for block in range(6)), *((block, True) for block in range(3))])
+def test_random_histories(block: int, ends: bool):
     for seed in range(block * 4, block * 4 + 4):
-        simulation = Simulation(seed)
+        simulation = Simulation(seed, ends)
         try:
             for _ in range(300):
                 simulation.event()
@@ -244,12 +302,14 @@ def test_random_histories(block: int):
 
 def test_histories_do_commit_and_regroup():
     """The simulation is worth something only if much happens in it."""
-    commits = worlds = stepped = 0
+    commits = worlds = stepped = runs = 0
     for seed in range(10):
-        simulation = Simulation(seed)
+        simulation = Simulation(seed, ends=seed % 2 == 1)
         for _ in range(300):
             simulation.event()
         commits, worlds = commits + len(simulation.bench.log.committed), worlds + len(simulation.worlds)
         stepped += sum(job.over is not None for job in simulation.bench.log.commits)
+        runs += simulation.runs
+    assert runs > 10, runs
     assert commits > 10 and worlds > 20, (commits, worlds)
     assert stepped, "a world that stepped back has committed"

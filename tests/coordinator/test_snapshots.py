@@ -251,7 +251,7 @@ def test_stale_generation_is_ignored():
     b.uploaded(stale, 1)
     assert not bench.log.committed and Attempt(stale, 0) in bench.log.aborted
     b.finished(G11, 1)
-    assert not bench.engine.state.complete
+    assert not bench.engine.state.over
 
 
 def test_restart_in_mid_training_keeps_the_schedule_going():

@@ -62,7 +62,7 @@ def test_garbage(body: bytes) -> None:
         decode(body)
 
 
-@given(st.sampled_from([kind.__name__ for kind in KINDS] + ["Item", "CkptdError", "eval"]), TREES)
+@given(st.sampled_from([kind.__name__ for kind in KINDS if fields(kind)] + ["Item", "CkptdError", "eval"]), TREES)
 def test_well_formed_msgpack_with_the_wrong_fields(name: str, content: object) -> None:
     try:
         decode(msgpack.packb([name, content]))

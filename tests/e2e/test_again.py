@@ -1,7 +1,9 @@
-"""A job that is complete, and is started again for more steps, with a new coordinator: its daemons run on, as services do."""
+"""A job that is complete and is started again for more steps: its daemon and its coordinator run on, as services do."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ckptd.demo.cluster import Cluster, Plan
@@ -15,23 +17,35 @@ for step in ckpt.steps(total=int(sys.argv[1])):
     print(step, file=open(sys.argv[2], "a"))
 ckpt.close()
 """
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=ckptd", "--rdzv-id=again", "--max-restarts=1000000",
+    "--nnodes=1", "--nproc-per-node=1", "--local-addr=127.0.0.1", "--monitor-interval=0.1",
+]  # fmt: skip
 
 
 def test_a_complete_job_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     script, done = tmp_path / "train.py", tmp_path / "done"
     script.write_text(SCRIPT)
-    arguments = ["2", str(done)]
-    cluster = Cluster(
-        Plan("again", str(tmp_path / "store"), script, arguments), tmp_path, ["--every", "2", "--exit-when-complete"]
-    )
+    arguments = ["", str(done)]
+    cluster = Cluster(Plan("again", str(tmp_path / "store"), script, arguments, max_nodes=1), tmp_path, ["--every", "2"])
+
+    def run(total: int, launcher: Sequence[str] | None = None) -> None:
+        """Start the launcher, and see that it does just the steps that are left."""
+        arguments[0] = str(total)
+        node.start_agent(launcher)
+        assert node.agent is not None and node.agent.wait(60.0) == 0
+        assert done.read_text().split() == [str(step + 1) for step in range(total)]
+
+    node = cluster.node("a")
     try:
-        node = cluster.node("a")
         node.start_daemon()
-        for arguments[0], steps in (("2", "1\n2\n"), ("4", "1\n2\n3\n4\n")):
-            cluster.start_coordinator()
-            node.start_agent()
-            assert node.agent is not None and node.agent.wait(120.0) == 0
-            assert done.read_text() == steps
-            assert cluster.coordinator is not None and cluster.coordinator.wait(60.0) == 0
+        cluster.start_coordinator()
+        run(2)
+        run(4, TORCHRUN)
+        run(4)
+        assert cluster.coordinator is not None and cluster.coordinator.code is None
+        cluster.coordinator.stop()
+        cluster.start_coordinator()
+        run(6)
     finally:
         cluster.close()

@@ -417,12 +417,14 @@ class Regroup(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Complete(_message.Message):
-    __slots__ = ("reason", "failed")
+    __slots__ = ("reason", "failed", "agent")
     REASON_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
     reason: str
     failed: bool
-    def __init__(self, reason: _Optional[str] = ..., failed: bool = ...) -> None: ...
+    agent: str
+    def __init__(self, reason: _Optional[str] = ..., failed: bool = ..., agent: _Optional[str] = ...) -> None: ...
 
 class RestoreTarget(_message.Message):
     __slots__ = ("generation", "seq_plus_one", "step", "manifest", "loss")
