@@ -165,17 +165,19 @@ class ArenaHost:
 
     @asynccontextmanager
     async def ring(self, buffers: int, buffer_bytes: int) -> AsyncIterator[RingMemory]:
-        """Memory of a restore's ring, allocated buffer by buffer. Raises ResourceError when it doesn't fit."""
+        """Memory of a restore's ring, allocated buffer by buffer. Raises ResourceError when it doesn't fit: as a rule now,
+        before anything is restored; where others take what is free meanwhile, a buffer's allocation does.
+        """
         size = buffers * buffer_bytes
         self._take(size)
         try:
             room = os.statvfs(self._directory)
-            if room.f_bavail * room.f_frsize < size:
+            if room.f_blocks and room.f_bavail * room.f_frsize < size:  # a tmpfs without a limit says that it has no blocks
                 raise self._no_room(size, "not enough is free")
             fd, name = tempfile.mkstemp(suffix=_SUFFIX, dir=self._directory)
             try:
                 os.unlink(name)
-                os.truncate(fd, size)
+                os.ftruncate(fd, size)
                 yield RingMemory(fd, size, buffer_bytes, self._allocate)
             finally:
                 os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 
@@ -73,5 +74,5 @@ class Peer:
                 self._loop.call_soon_threadsafe(self._inbox.put_nowait, message)
         except (DaemonUnavailableError, ProtocolError, RuntimeError):
             pass  # the peer hung up, or talked nonsense, or we are ending: in each case this conversation is over
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, None)

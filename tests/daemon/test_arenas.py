@@ -103,6 +103,43 @@ def test_a_full_tmpfs_is_an_error_and_not_a_sigbus(small_tmpfs: Path) -> None:
     host.close(remove=True)
 
 
+async def test_a_ring_for_which_there_is_no_room_is_refused_before_anything_is_restored(small_tmpfs: Path) -> None:
+    host = host_in(small_tmpfs / "arena", 1 << 40)
+    hosted = make(host, 1, 40 * MIB)
+    with pytest.raises(ResourceError, match=r"no room for .* make the tmpfs larger"):
+        async with host.ring(10, 4 * MIB):
+            pass
+    hosted.drop()
+    assert host.used_bytes == 0 and files(small_tmpfs / "arena") == set()
+    host.close(remove=True)
+
+
+async def test_a_ring_takes_what_its_buffers_need_and_a_full_tmpfs_is_an_error_then(small_tmpfs: Path) -> None:
+    host = host_in(small_tmpfs / "arena", 1 << 40)
+    async with host.ring(10, 4 * MIB) as memory:
+        for index in range(2):
+            memory.allocate(index)
+            memory.buffer(index)[:3] = b"abc"
+        assert os.fstat(memory.fd).st_blocks * 512 == 2 * 4 * MIB
+        (small_tmpfs / "another's").write_bytes(b"x" * (52 * MIB))
+        memory.allocate(2)  # it is the last one
+        with pytest.raises(ResourceError, match="no room"):
+            for index in range(3, 10):
+                memory.allocate(index)
+        assert bytes(memory.buffer(1)[:3]) == b"abc"
+    host.close(remove=True)
+
+
+async def test_an_unlimited_tmpfs_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = host_in(tmp_path / "arena", 1 << 40)
+    real = os.statvfs(tmp_path)
+    unlimited = os.statvfs_result((real.f_bsize, real.f_frsize, 0, 0, 0, *tuple(real)[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: unlimited)
+    async with host.ring(1, MIB) as memory:
+        memory.allocate(0)
+    host.close(remove=True)
+
+
 def test_a_dead_daemons_files_are_removed_and_others_left(tmp_path: Path) -> None:
     directory = tmp_path / "arena"
     directory.mkdir(mode=0o700)
