@@ -4,6 +4,7 @@ so that a torch that has been mended is noticed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -109,6 +110,20 @@ def ranks_that_disagree(ours: Backend, files: Backend) -> list[str]:
     return found
 
 
+class _Late(_Failing):
+    """Rank 1 fails, and rank 0 has staged nothing yet when it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._late = dist.get_rank() == 0
+
+    def resolve_data(self, write_item: Any) -> Any:
+        ours, deadline = saver.saver_of(JOB), time.monotonic() + 30.0
+        while self._late and ours._step is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return super().resolve_data(write_item)
+
+
 def ranks_that_do_not_talk(ours: Backend, files: Backend) -> list[str]:
     """With use_collectives=False too it is one commit of all ranks, or none; and no rank is left with half of its tensors."""
     found, rank, step = [], dist.get_rank(), ours._step("apart")
@@ -131,6 +146,7 @@ def ranks_that_do_not_talk(ours: Backend, files: Backend) -> list[str]:
         return {f"w{n}": distribute_tensor(torch.zeros(8), mesh, [placement]) for n in range(3)}
 
     refused("an error on rank 1", "Input/output error", lambda: save(_Failing(1)))
+    refused("an error on rank 1, long before rank 0 has staged", "Input/output error", lambda: save(_Late()))
     patience, saver.FORM_SECONDS = saver.FORM_SECONDS, 3.0
     refused("a rank that does not come", "no plan" if rank == 1 else "did not come together", lambda: save(_Planless(1)))
     saver.FORM_SECONDS = patience

@@ -64,6 +64,7 @@ class Saver:
         self._member.session = self._stager.session = self._session
         self._inside = threading.Lock()
         self._step: int | None = None  # of the save that this rank takes part in now
+        self._aborted: Aborted | None = None  # of that save, before this rank had staged anything
 
     def check(self) -> None:
         """Raise DaemonUnavailableError and its kin now rather than when the other ranks wait for us."""
@@ -100,7 +101,7 @@ class Saver:
                 _log.error("ckptd: WORK IS LOST: %s", info.loss)
             step = info.step + 1 if step is None else step
             with self._inside:
-                self._step = step
+                self._step, self._aborted = step, None
             self._member.report("", FORM_SECONDS)
         except (DaemonUnavailableError, ProtocolError, RestoreError) as error:
             self._withdraw()
@@ -125,6 +126,8 @@ class Saver:
         self._stager.ready(found, wait=True)
         handle = self._stager.stage(step, self._member.generation, found, wait=True, hide=False, hold=hold)
         assert handle is not None, "it waits for a slot"
+        if self._aborted is not None:  # told when there was no handle to settle
+            self._stager.on_event(self._aborted)
         if not hold:
             self._leave()
         return handle
@@ -154,8 +157,11 @@ class Saver:
         self._leave()
 
     def _on_event(self, message: Message) -> None:
+        mine = isinstance(message, Aborted | Durable) and message.step == self._step
+        if mine and isinstance(message, Aborted):
+            self._aborted = message
         self._stager.on_event(message)
-        if isinstance(message, Aborted | Durable) and message.step == self._step:
+        if mine:
             self._leave()
 
     def _leave(self) -> None:
