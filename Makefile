@@ -57,6 +57,7 @@ long: servers
 	$(BIN)/python -m chaos.long $(ARGS)
 
 bench: servers .venv/.bench
+	$(BIN)/python -m benchmarks.state
 	$(BIN)/python -m benchmarks.$(or $(FIGURE),run) $(ARGS)
 
 lint: setup

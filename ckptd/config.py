@@ -58,10 +58,10 @@ class ArenaSettings(_Section):
         3600.0, ge=0, description="how long what a dead trainer has sealed waits for its coordinator; it holds memory meanwhile"
     )
     ring_bytes: int = Field(
-        64 << 20,
+        128 << 20,
         ge=8 << 20,
-        description="shared memory of a restore's ring, one for all ranks of the node; a larger one is slower: it is faulted in"
-        " each time",
+        description="shared memory of a restore's ring, one for all ranks of the node; as much is on its way from the store at"
+        " once, and only what trainers haven't copied yet is really used",
     )
 
 

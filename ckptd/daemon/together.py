@@ -7,10 +7,9 @@ are planned as one; a frame goes to every rank that needs some of it, and its bu
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,12 +20,11 @@ from ckptd.daemon.arenas import RingMemory
 from ckptd.daemon.node import Node
 from ckptd.daemon.peer import Peer
 from ckptd.model.region import Ints
-from ckptd.pipeline.threads import in_threads
 from ckptd.restore.checkpoint import Checkpoint
 from ckptd.restore.fetch import fetch
 from ckptd.restore.plan import FrameRead, plan
 from ckptd.restore.source import CountedStore
-from ckptd.restore.turns import by_turns, owners
+from ckptd.restore.turns import by_rank, by_turns
 from ckptd_client.arena import PAGE
 from ckptd_client.messages.restoring import Filled, RestoreEnd, RestoreFrames, RestoreRing, Want
 
@@ -103,21 +101,25 @@ class Share:
 class Ring:
     """Frame buffers that go round between daemon and trainers; a buffer that one of them may still read is not written."""
 
-    def __init__(self, memory: RingMemory, buffers: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, memory: RingMemory, buffers: int) -> None:
         self.count = buffers
         self._memory = memory
-        self._pool = pool
-        self._made = 0
+        self._unmade = itertools.count()
         self._readers: dict[int, set[Share]] = {}
-        self._free: asyncio.LifoQueue[int] = asyncio.LifoQueue()  # what was used last is still in the processor's cache
+        self._places = asyncio.Semaphore(buffers)
+        self._free: list[int] = []  # what was used last, and is still in the processor's cache, is taken first
 
-    async def acquire(self) -> tuple[int, memoryview]:
-        """Wait for a free buffer, for one caller at a time. Raises ResourceError when there is no memory for another one."""
-        if self._free.empty() and self._made < self.count:
-            await in_threads(self._pool, [partial(self._memory.allocate, self._made)])
-            self._free.put_nowait(self._made)
-            self._made += 1
-        index = await self._free.get()
+    async def reserve(self) -> None:
+        """Wait until one of them will be free when it is needed."""
+        await self._places.acquire()
+
+    def acquire(self) -> tuple[int, memoryview]:
+        """A reserved buffer; called in threads. Raises ResourceError when there is no memory for another one."""
+        try:
+            index = self._free.pop()
+        except IndexError:
+            index = next(self._unmade)
+            self._memory.allocate(index)
         return index, self._memory.buffer(index)
 
     def lend(self, index: int, readers: set[Share]) -> None:
@@ -139,7 +141,8 @@ class Ring:
     def _tidy(self, index: int) -> None:
         if not self._readers[index]:
             del self._readers[index]
-            self._free.put_nowait(index)
+            self._free.append(index)
+            self._places.release()
 
 
 class Together:
@@ -198,7 +201,6 @@ class Together:
                     share.over.set_exception(error)
             return
         for share in shares:
-            share.peer.send(RestoreEnd(share.request))
             if not share.over.done():
                 share.over.set_result(None)
 
@@ -220,24 +222,23 @@ class Together:
         size = -(-size // PAGE) * PAGE
         buffers = max(1, min(len(reads), node.settings.arena.ring_bytes // size))
         async with node.arenas.ring(buffers, size) as memory:
-            ring = Ring(memory, buffers, node.pool)
+            ring = Ring(memory, buffers)
             for share in shares:
                 share.ring = ring
                 share.peer.send(RestoreRing(buffers, size), (memory.fd,))
 
             def hand_over(buffer: int, copies: Ints) -> None:
-                whose = owners(copies, firsts)
-                readers = [number for number in np.unique(whose).tolist() if shares[number] in self.shares]
-                ring.lend(buffer, {shares[number] for number in readers})
-                for number in readers:
-                    mine = copies[whose == number]
-                    mine[:, 1] -= firsts[number]
-                    shares[number].hand_over(Filled(buffer, mine.tobytes()))
+                parts = [(shares[number], mine) for number, mine in by_rank(copies, firsts) if shares[number] in self.shares]
+                ring.lend(buffer, {share for share, _ in parts})
+                for share, mine in parts:
+                    share.hand_over(Filled(buffer, mine.tobytes()))
 
             store, begun = CountedStore(node.read_store), SYSTEM_CLOCK.monotonic()
             await fetch(store, checkpoint, reads, ring, hand_over, node.pool, node.fetch_budget)
             for share in shares:
                 await share.all_sent()
+            for share in shares:
+                share.peer.send(RestoreEnd(share.request))  # before the ring's memory is given up, which takes a while
         _log.info(
             "fetched",
             job=checkpoint.manifest.job,

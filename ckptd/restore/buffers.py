@@ -11,15 +11,19 @@ class HeapBuffers:
     def __init__(self, buffer_bytes: int, count: int) -> None:
         self.count = count
         self.memory = [memoryview(bytearray(buffer_bytes)) for _ in range(count)]
-        self._free: asyncio.Queue[int] = asyncio.Queue()
-        for number in range(count):
-            self._free.put_nowait(number)
+        self._places = asyncio.Semaphore(count)
+        self._free = list(range(count))
 
-    async def acquire(self) -> tuple[int, memoryview]:
-        """Wait for a free buffer: its number and its memory."""
-        number = await self._free.get()
+    async def reserve(self) -> None:
+        """Wait until one of them will be free when it is needed."""
+        await self._places.acquire()
+
+    def acquire(self) -> tuple[int, memoryview]:
+        """A reserved buffer: its number and its memory. Called in threads."""
+        number = self._free.pop()
         return number, self.memory[number]
 
     def give_back(self, number: int) -> None:
         """What lay in this buffer has been copied."""
-        self._free.put_nowait(number)
+        self._free.append(number)
+        self._places.release()

@@ -49,8 +49,12 @@ class Buffers(Protocol):
 
     count: int
 
-    async def acquire(self) -> tuple[int, memoryview]:
-        """Wait for a free buffer: its number and its memory."""
+    async def reserve(self) -> None:
+        """Wait until one of them will be free when it is needed."""
+        ...
+
+    def acquire(self) -> tuple[int, memoryview]:
+        """A reserved buffer: its number and its memory. Called in threads."""
         ...
 
 
@@ -72,10 +76,11 @@ async def fetch(
     """
     async with tasks() as running:
         for frames in coalesce(reads, read_bytes, max(1, buffers.count // 2)):
-            taken = [await buffers.acquire() for _ in frames]
+            for _ in frames:
+                await buffers.reserve()
             size_bytes = frames[-1].offset + frames[-1].stored_bytes - frames[0].offset
             await budget.take(size_bytes)
-            task = running.create_task(_fetch_range(source, checkpoint, frames, taken, deliver, pool))
+            task = running.create_task(_fetch_range(source, checkpoint, frames, buffers, deliver, pool))
             task.add_done_callback(partial(_give_back, budget, size_bytes))
 
 
@@ -108,7 +113,7 @@ async def _fetch_range(
     source: FrameSource,
     checkpoint: Checkpoint,
     reads: Sequence[FrameRead],
-    buffers: Sequence[tuple[int, memoryview]],
+    buffers: Buffers,
     deliver: Deliver,
     pool: ThreadPoolExecutor,
 ) -> None:
@@ -121,13 +126,17 @@ async def _fetch_range(
     if body.nbytes != end - start:
         raise CorruptError(f"a segment is shorter than its index says segment={key} end={start + body.nbytes} expected={end}")
 
-    def decode() -> None:
-        for read, (_, memory) in zip(reads, buffers, strict=True):
+    def decode() -> list[int]:
+        filled = []
+        for read in reads:
+            number, memory = buffers.acquire()  # not before: what is written now was used last, and is still in the cache
             stored = body[read.offset - start : read.offset - start + read.stored_bytes]
             decode_frame(checkpoint, read, stored, memory[: read.raw_bytes], key)
+            filled.append(number)
+        return filled
 
-    await in_threads(pool, [decode])
-    for read, (number, _) in zip(reads, buffers, strict=True):
+    [filled] = await in_threads(pool, [decode])
+    for read, number in zip(reads, filled, strict=True):
         deliver(number, read.copies)
 
 

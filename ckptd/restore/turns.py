@@ -12,7 +12,18 @@ from ckptd.restore.plan import FrameRead
 
 def owners(copies: Ints, firsts: Ints) -> Ints:
     """Whose want each copy is for, when ``firsts`` are the numbers of each rank's first want."""
-    return np.searchsorted(firsts, copies[:, 1], side="right").astype(np.int64) - 1
+    return firsts.searchsorted(copies[:, 1], side="right").astype(np.int64, copy=False) - 1
+
+
+def by_rank(copies: Ints, firsts: Ints) -> list[tuple[int, Ints]]:
+    """The copies of each rank that has some, its wants named by their place among its own."""
+    whose = owners(copies, firsts)
+    found = []
+    for number in (np.unique(whose) if len(whose) > 1 else whose).tolist():  # most frames are one run of one want
+        mine = copies[whose == number]
+        mine[:, 1] -= firsts[number]
+        found.append((number, mine))
+    return found
 
 
 def by_turns(reads: Sequence[FrameRead], firsts: Ints) -> list[FrameRead]:

@@ -22,7 +22,7 @@ from ckptd.daemon.arenas import ArenaHost
 from ckptd.daemon.metrics import DaemonMetrics
 from ckptd.daemon.node import Node, Watch
 from ckptd.daemon.peer import Peer
-from ckptd.daemon.together import Share, Together
+from ckptd.daemon.together import Ring, Share, Together
 from ckptd.errors import MissingStateError
 from ckptd.notify import Notifier
 from ckptd.pipeline.budget import ByteBudget
@@ -255,3 +255,28 @@ async def test_what_a_rank_has_not_answered_is_bounded(tmp_path: Path, monkeypat
 
 def _rest(one: Want) -> tuple[object, ...]:
     return one.rank, one.dtype, one.shape, one.offsets, one.sizes
+
+
+async def test_a_ring_uses_no_more_memory_than_lies_in_it(tmp_path: Path) -> None:
+    """What is on its way has a place, not yet a buffer; and what was given back last is used next."""
+    host = ArenaHost(tmp_path / "arena", 1 << 30, Notifier(None))
+    ours, theirs = socket.socketpair()
+    share = Share(0, [], Peer(Connection(ours), os.pidfd_open(os.getpid())), 7)
+    async with host.ring(3, 1 << 20) as memory:
+        ring = share.ring = Ring(memory, 3)
+        for _ in range(3):
+            await ring.reserve()
+        assert os.fstat(memory.fd).st_blocks == 0
+        taken = [ring.acquire()[0] for _ in range(2)]
+        for index in taken:
+            ring.lend(index, {share})
+        fourth = asyncio.create_task(ring.reserve())
+        await asyncio.sleep(0)
+        assert not fourth.done()
+        share.credit(taken)
+        await fourth
+        assert [ring.acquire()[0] for _ in range(2)] == taken[::-1]
+        assert os.fstat(memory.fd).st_blocks * 512 == 2 << 20
+    share.peer.close()
+    theirs.close()
+    host.close(remove=True)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd.restore.plan import FrameRead
-from ckptd.restore.turns import by_turns, owners
+from ckptd.restore.turns import by_rank, by_turns
 
 
 def read(number: int, segment: int, wants: list[int]) -> FrameRead:
@@ -24,9 +24,11 @@ def test_row_shards_of_two_ranks_come_in_turn() -> None:
 
 
 def test_whose_a_copy_is() -> None:
-    """The ranks have wants 0 and 1, none, 2, and 3."""
-    copies = read(0, 0, [0, 1, 2, 3]).copies
-    assert owners(copies, np.array([0, 2, 2, 3])).tolist() == [0, 0, 2, 3]
+    """The ranks have wants 0 and 1, none, 2, and 3; each sees them named as its own."""
+    firsts, copies = np.array([0, 2, 2, 3]), read(0, 0, [0, 1, 2, 3]).copies
+    assert [(rank, mine[:, 1].tolist()) for rank, mine in by_rank(copies, firsts)] == [(0, [0, 1]), (2, [0]), (3, [0])]
+    assert [(rank, mine[:, 1].tolist()) for rank, mine in by_rank(copies[1:2], firsts)] == [(0, [1])]
+    assert copies[:, 1].tolist() == [0, 1, 2, 3]
 
 
 @given(
