@@ -37,6 +37,12 @@ WINDOW_BYTES: Final = 64 << 10
 """Of messages to one rank that it has not answered: a socket holds some 200 KB. One alone may be longer."""
 
 
+CACHED_BYTES: Final = 32 << 20
+"""Of frames that are being decoded or copied: so much stays in a processor's cache from one to the other (decisions/0026)."""
+STANDING_SECONDS: Final = 1.0
+"""Without a copy for so long, trainers stand still: what has come is then decoded all the same, so that it holds no budget."""
+
+
 class Share:
     """One rank's part: what it wants, and the ring whose buffers its credits mean."""
 
@@ -101,8 +107,15 @@ class Share:
 class Ring:
     """Frame buffers that go round between daemon and trainers; a buffer that one of them may still read is not written."""
 
-    def __init__(self, memory: RingMemory, buffers: int) -> None:
+    def __init__(self, memory: RingMemory, buffers: int, cached: int, standing_seconds: float = STANDING_SECONDS) -> None:
+        """``cached``: how many buffers there should be between decoding and copying."""
         self.count = buffers
+        self._cached = cached
+        self._standing_seconds = standing_seconds
+        self._used = 0  # by those whose turn has come, until they are free again
+        self._eased = asyncio.Event()
+        self._line = asyncio.Lock()
+        self._standing = False
         self._memory = memory
         self._unmade = itertools.count()
         self._readers: dict[int, set[Share]] = {}
@@ -112,6 +125,18 @@ class Ring:
     async def reserve(self) -> None:
         """Wait until one of them will be free when it is needed."""
         await self._places.acquire()
+
+    async def turn(self, frames: int) -> None:
+        """Wait, in the order of the calls, while trainers have much to copy: until they have, or stand still."""
+        async with self._line:
+            try:
+                while self._used and self._used + frames > self._cached and not self._standing:
+                    self._eased.clear()
+                    async with asyncio.timeout(self._standing_seconds):
+                        await self._eased.wait()
+            except TimeoutError:
+                self._standing = True
+            self._used += frames
 
     def acquire(self) -> tuple[int, memoryview]:
         """A reserved buffer; called in threads. Raises ResourceError when there is no memory for another one."""
@@ -143,6 +168,8 @@ class Ring:
             del self._readers[index]
             self._free.append(index)
             self._places.release()
+            self._used, self._standing = self._used - 1, False
+            self._eased.set()
 
 
 class Together:
@@ -222,7 +249,7 @@ class Together:
         size = -(-size // PAGE) * PAGE
         buffers = max(1, min(len(reads), node.settings.arena.ring_bytes // size))
         async with node.arenas.ring(buffers, size) as memory:
-            ring = Ring(memory, buffers)
+            ring = Ring(memory, buffers, CACHED_BYTES // size)
             for share in shares:
                 share.ring = ring
                 share.peer.send(RestoreRing(buffers, size), (memory.fd,))

@@ -18,6 +18,9 @@ class HeapBuffers:
         """Wait until one of them will be free when it is needed."""
         await self._places.acquire()
 
+    async def turn(self, frames: int) -> None:
+        """At once: what is decoded is copied by whom it is given to, before anything else."""
+
     def acquire(self) -> tuple[int, memoryview]:
         """A reserved buffer: its number and its memory. Called in threads."""
         number = self._free.pop()

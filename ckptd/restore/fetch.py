@@ -53,6 +53,10 @@ class Buffers(Protocol):
         """Wait until one of them will be free when it is needed."""
         ...
 
+    async def turn(self, frames: int) -> None:
+        """Wait until so many frames should be decoded, for a while at most."""
+        ...
+
     def acquire(self) -> tuple[int, memoryview]:
         """A reserved buffer: its number and its memory. Called in threads."""
         ...
@@ -135,6 +139,7 @@ async def _fetch_range(
             filled.append(number)
         return filled
 
+    await buffers.turn(len(reads))
     [filled] = await in_threads(pool, [decode])
     for read, number in zip(reads, filled, strict=True):
         deliver(number, read.copies)

@@ -263,7 +263,7 @@ async def test_a_ring_uses_no_more_memory_than_lies_in_it(tmp_path: Path) -> Non
     ours, theirs = socket.socketpair()
     share = Share(0, [], Peer(Connection(ours), os.pidfd_open(os.getpid())), 7)
     async with host.ring(3, 1 << 20) as memory:
-        ring = share.ring = Ring(memory, 3)
+        ring = share.ring = Ring(memory, 3, 3)
         for _ in range(3):
             await ring.reserve()
         assert os.fstat(memory.fd).st_blocks == 0
@@ -277,6 +277,43 @@ async def test_a_ring_uses_no_more_memory_than_lies_in_it(tmp_path: Path) -> Non
         await fourth
         assert [ring.acquire()[0] for _ in range(2)] == taken[::-1]
         assert os.fstat(memory.fd).st_blocks * 512 == 2 << 20
+    share.peer.close()
+    theirs.close()
+    host.close(remove=True)
+
+
+async def test_no_more_is_decoded_than_trainers_copy_unless_they_stand_still(tmp_path: Path) -> None:
+    host = ArenaHost(tmp_path / "arena", 1 << 30, Notifier(None))
+    ours, theirs = socket.socketpair()
+    share = Share(0, [], Peer(Connection(ours), os.pidfd_open(os.getpid())), 7)
+
+    async def decoded(ring: Ring, frames: int) -> list[int]:
+        await ring.turn(frames)
+        taken = [ring.acquire()[0] for _ in range(frames)]
+        for index in taken:
+            ring.lend(index, {share})
+        return taken
+
+    async with host.ring(9, 4096) as memory:
+        ring = share.ring = Ring(memory, 9, 4, standing_seconds=3600)
+        first = await decoded(ring, 3)
+        second = asyncio.create_task(decoded(ring, 2))
+        third = asyncio.create_task(decoded(ring, 1))  # it would fit, but is not its turn
+        share.credit([])
+        await asyncio.sleep(0)
+        assert not second.done() and not third.done()
+        share.credit(first[:1])
+        assert await second == [0, 3]
+        share.credit(first[1:])
+        assert await third == [2]
+    async with host.ring(9, 4096) as memory:
+        ring = share.ring = Ring(memory, 9, 4, standing_seconds=0.01)
+        assert [await decoded(ring, 3) for _ in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+        share.credit([0])
+        assert await asyncio.wait_for(decoded(ring, 1), 60) == [0]
+    async with host.ring(2, 4096) as memory:
+        ring = share.ring = Ring(memory, 2, 0, standing_seconds=3600)  # one at a time, whatever its size
+        assert await decoded(ring, 2) == [0, 1]
     share.peer.close()
     theirs.close()
     host.close(remove=True)
