@@ -132,4 +132,4 @@ def _spoil(given: State) -> None:
 
 
 if __name__ == "__main__":
-    alone(measure, rounds=7)
+    alone(measure, rounds=11)
