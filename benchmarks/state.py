@@ -121,7 +121,7 @@ def _load(place: Path, step: int) -> Checkpoint:
 def _train(place: Path) -> None:
     """Weights and AdamW in fp32, with gradients of bfloat16, as mixed precision has them.
 
-    They are computed in fp32: a processor without instructions for bfloat16 would take half an hour.
+    They are computed in fp32: on a processor without instructions for bfloat16 it took over ten minutes otherwise.
     """
     torch.manual_seed(_RECIPE["seed"])
     model = GPT(_RECIPE["context"], _RECIPE["width"], _RECIPE["layers"], _RECIPE["heads"])

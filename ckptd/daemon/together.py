@@ -265,7 +265,7 @@ class Together:
             for share in shares:
                 await share.all_sent()
             for share in shares:
-                share.peer.send(RestoreEnd(share.request))  # before the ring's memory is given up, which takes a while
+                share.peer.send(RestoreEnd(share.request))  # it need not wait for the ring's end
         _log.info(
             "fetched",
             job=checkpoint.manifest.job,

@@ -19,7 +19,7 @@ def by_rank(copies: Ints, firsts: Ints) -> list[tuple[int, Ints]]:
     """The copies of each rank that has some, its wants named by their place among its own."""
     whose = owners(copies, firsts)
     found = []
-    for number in (np.unique(whose) if len(whose) > 1 else whose).tolist():  # most frames are one run of one want
+    for number in (np.unique(whose) if len(whose) > 1 else whose).tolist():  # one copy: the usual case of big tensors
         mine = copies[whose == number]
         mine[:, 1] -= firsts[number]
         found.append((number, mine))

@@ -22,6 +22,7 @@ from ckptd.model.layout import GLOBAL, Layout, Tensor
 from ckptd.model.region import Ints, Region
 from ckptd.restore.fetch import READ_BYTES, coalesce
 from ckptd.restore.plan import FrameRead, plan
+from ckptd.restore.turns import owners
 from ckptd_client.messages.restoring import Want
 
 MAX_RANKS: Final = 100_000
@@ -124,7 +125,7 @@ def node_read(layout: Layout, index: Index, world: World, ranks: range, ring_byt
         sum(read.raw_bytes for read in reads),
         sum(part[-1].offset + part[-1].stored_bytes - part[0].offset for part in ranges),
         len(reads),
-        sum(int(len(np.unique(np.searchsorted(firsts, read.copies[:, 1], side="right"))) > 1) for read in reads),
+        sum(int(len(np.unique(owners(read.copies, firsts))) > 1) for read in reads),
         len({read.segment for read in reads}),
         len(ranges),
     )
