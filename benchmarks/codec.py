@@ -1,23 +1,24 @@
 """What encoding and decoding cost: core-seconds per GB on one thread, of trained fp32 and bf16 tensors, beside zipnn and zstd.
 
-zipnn and zstd get each tensor whole, ckptd the frames that the daemon would cut. ckptd writes into memory that it is given,
-as in the daemon; the others' interfaces always make new memory. Copying the same bytes is the limit.
+zipnn and zstd get each tensor whole, ckptd the frames that the daemon would cut. All get their bytes from the cache, as they
+have just been copied, and write to it: ckptd into buffers that it gets again for each frame, as in the daemon, the others into
+memory that is made anew, of what they have just freed. Copying the same bytes is the limit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.codecs import Codec, encoded, framed, zipnn, zstd
-from benchmarks.result import OURS, Result, at_most, from_rounds
+from benchmarks.codecs import Codec, ckptd, framed, zipnn, zstd
+from benchmarks.result import Result, at_most, from_rounds
 from benchmarks.rounds import Rounds, interleave
 from benchmarks.run import alone
 from benchmarks.state import State, trained
-from ckptd.codec.frames import BUILD, decode_into
+from ckptd.codec.frames import BUILD
 
 _FP32_BYTES = 240_000_000  # of weights and both moments, as they stand together
 _BF16_BYTES = 120_000_000
@@ -31,7 +32,14 @@ def measure(rounds: int) -> list[Result]:
     results = []
     for name, state in states.items():
         dtype = next(iter(state.values())).dtype
-        contenders = [_Copy(state), _Ours(state), _Peer(zipnn(dtype), state), _Peer(zstd(), state)]
+        tensors = [memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()) for tensor in state.values()]
+        frames = framed(state)
+        contenders = [
+            _Copy(frames.raw),
+            _Coding(ckptd(frames.dtype), frames.raw),
+            _Coding(zipnn(dtype), tensors),
+            _Coding(zstd(), tensors),
+        ]
         decoding: dict[str, list[float]] = {contender.name: [] for contender in contenders}
         encoding = interleave({each.name: _both(each, decoding[each.name]) for each in contenders}, rounds, warm_up=1)
         decoded = Rounds({key: all_[0] for key, all_ in decoding.items()}, {key: all_[1:] for key, all_ in decoding.items()})
@@ -58,7 +66,7 @@ def _some(state: State, total_bytes: int) -> State:
     return found
 
 
-def _both(contender: _Copy | _Ours | _Peer, decoding: list[float]) -> Callable[[int], float]:
+def _both(contender: _Copy | _Coding, decoding: list[float]) -> Callable[[int], float]:
     def turn(_: int) -> float:
         encode_seconds, decode_seconds = contender.turn()
         decoding.append(decode_seconds)
@@ -81,62 +89,41 @@ class _Timer:
         self.seconds += time.process_time() - self._begun
 
 
-class _Peer:
-    def __init__(self, codec: Codec, state: State) -> None:
+class _Coding:
+    def __init__(self, codec: Codec, pieces: Sequence[memoryview]) -> None:
         self.name = codec.name
-        self._codec, self._state = codec, state
+        self._codec, self._pieces = codec, pieces
 
     def turn(self) -> tuple[float, float]:
         """Seconds to encode and to decode."""
         encoding, decoding = _Timer(), _Timer()
-        for tensor in self._state.values():
-            raw = bytearray(tensor.view(-1).view(torch.uint8).numpy())
+        for piece in self._pieces:
+            raw = bytearray(piece)
             copy = bytearray(raw)
             with encoding:
                 stored = self._codec.encode(copy)
             with decoding:
                 back = self._codec.decode(stored)
-            if back != raw:
+            if bytes(back) != raw:
                 raise AssertionError(f"{self.name} gave back other bytes")
-        return encoding.seconds, decoding.seconds
-
-
-class _Ours:
-    name = OURS
-
-    def __init__(self, state: State) -> None:
-        self._frames = framed(state)
-        self._rooms = [memoryview(bytearray(b"\1" * frame.nbytes)) for frame in self._frames.raw]
-        self._back = [memoryview(bytearray(b"\1" * frame.nbytes)) for frame in self._frames.raw]
-
-    def turn(self) -> tuple[float, float]:
-        """Seconds to encode and to decode."""
-        encoding, decoding = _Timer(), _Timer()
-        with encoding:
-            stored = list(encoded(self._frames, self._rooms))
-        with decoding:
-            for (codec_id, body), destination in zip(stored, self._back, strict=True):
-                decode_into(codec_id, body, destination)
-        if self._back != self._frames.raw:
-            raise AssertionError("ckptd gave back other bytes")
         return encoding.seconds, decoding.seconds
 
 
 class _Copy:
     name = "memcpy"
 
-    def __init__(self, state: State) -> None:
-        self._frames = framed(state)
-        self._rooms = [memoryview(bytearray(b"\1" * frame.nbytes)) for frame in self._frames.raw]
+    def __init__(self, pieces: Sequence[memoryview]) -> None:
+        self._pieces, self._room = pieces, bytearray(max(piece.nbytes for piece in pieces))
 
     def turn(self) -> tuple[float, float]:
         """Seconds to copy, there and back."""
         timer = _Timer()
-        with timer:
-            for frame, room in zip(self._frames.raw, self._rooms, strict=True):
-                room[:] = frame
+        for piece in self._pieces:
+            raw = bytearray(piece)
+            with timer:
+                self._room[: piece.nbytes] = raw
         return timer.seconds, timer.seconds
 
 
 if __name__ == "__main__":
-    alone(measure, rounds=7)
+    alone(measure, rounds=21)

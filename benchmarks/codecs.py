@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.result import OURS
 from benchmarks.state import State
-from ckptd.codec.frames import encode_into
+from ckptd.codec.frames import decode_into, encode_into
+from ckptd.codec.hash import Buffer
 from ckptd.model.frame import MAX_FRAME_BYTES
 from ckptd.pipeline.frames import Extent, cut
 
@@ -17,14 +19,40 @@ _ZSTD_LEVEL = 1
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """``encode`` gets a copy of a tensor's bytes, which it may destroy (zipnn does); ``decode`` makes the same bytes again.
+    """``encode`` gets a copy of a tensor's or a frame's bytes, which it may destroy (zipnn does); ``decode`` makes the same
+    bytes again of what was encoded last. What either gives is valid until it is called again.
 
     The copy is not to be timed: it is ours, not the codec's.
     """
 
     name: str
-    encode: Callable[[bytearray], bytes]
-    decode: Callable[[bytes], bytes | bytearray]
+    encode: Callable[[bytearray], Buffer]
+    decode: Callable[[Buffer], Buffer]
+
+
+class _Frames:
+    """A frame at a time, in buffers for any one of them."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+        self._room, self._back = (memoryview(bytearray(b"\1" * MAX_FRAME_BYTES)) for _ in range(2))
+        self._codec_id, self._raw_bytes = 0, 0
+
+    def encode(self, raw: bytearray) -> memoryview:
+        self._codec_id, count = encode_into(memoryview(raw), self._dtype, "planes", self._room)
+        self._raw_bytes = len(raw)
+        return self._room[:count]
+
+    def decode(self, stored: Buffer) -> memoryview:
+        back = self._back[: self._raw_bytes]
+        decode_into(self._codec_id, stored, back)
+        return back
+
+
+def ckptd(dtype: str) -> Codec:
+    """ckptd's own for frames of this dtype, into memory that is used again."""
+    frames = _Frames(dtype)
+    return Codec(OURS, frames.encode, frames.decode)
 
 
 def zipnn(dtype: torch.dtype) -> Codec:
@@ -63,12 +91,3 @@ def framed(state: State) -> Framed:
         for frame in frames
     ]
     return Framed(dtype, raw, sum(frame.nbytes for frame in raw))
-
-
-def encoded(frames: Framed, rooms: Sequence[memoryview] | None = None) -> Iterator[tuple[int, memoryview]]:
-    """(codec id, stored bytes) of each frame, in its own one of ``rooms``, else valid until the next frame."""
-    shared = memoryview(bytearray(MAX_FRAME_BYTES))
-    for number, frame in enumerate(frames.raw):
-        room = rooms[number] if rooms else shared
-        codec_id, count = encode_into(frame, frames.dtype, "planes", room)
-        yield codec_id, room[:count]

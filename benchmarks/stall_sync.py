@@ -47,4 +47,4 @@ def load(bucket: str, where: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    alone(measure, rounds=9)
+    alone(measure, rounds=21)
