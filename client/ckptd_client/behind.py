@@ -11,22 +11,20 @@ A hidden copy is right if nobody wrote the tensor between `Behind()` and the end
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter, ne
 from typing import TYPE_CHECKING, Final
 
+from ckptd_client.moving import Moves
+
 if TYPE_CHECKING:
     import torch
 
-CHUNK_BYTES: Final = 8 << 20  # between two looks for work; a copy of it takes about a millisecond
 SAMPLE_BYTES: Final = 16 << 10
 SAMPLES_MAX: Final = 32_000  # of one tensor: from 32,768 elements on torch would start threads for it
 _ALIGN: Final = 16
 _version = attrgetter("_version")
-_move = ctypes.memmove  # releases the GIL
 
 
 class Samples:
@@ -116,11 +114,7 @@ class Behind:
 
     def __init__(self, destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], samples: Samples) -> None:
         self._marks, self._copies = Marks(sources, samples), destinations
-        self._chunks = deque(
-            (to.data_ptr() + at, source.data_ptr() + at, min(CHUNK_BYTES, source.nbytes - at))
-            for to, source in zip(destinations, sources, strict=True)
-            for at in range(0, source.nbytes, CHUNK_BYTES)
-        )
+        self._moves = Moves(destinations, sources)
         self._samples = samples
         self._helped = False
         self._differing: list[int] | None = None
@@ -133,19 +127,11 @@ class Behind:
 
     def _run(self) -> None:
         try:
-            self._copy()
+            self._moves.run()
             if not self._helped:  # then every chunk was this thread's, and is copied
                 self._differing = self._samples.differing(self._copies)
         except BaseException as error:
             self._error = error
-
-    def _copy(self) -> None:
-        while self._chunks:
-            try:
-                to, source, count = self._chunks.popleft()
-            except IndexError:
-                return
-            _move(to, source, count)
 
     def finish(self) -> list[int]:
         """Wait for the end of the copy; which tensors were written meanwhile, so that their copies are of no use.
@@ -153,7 +139,7 @@ class Behind:
         To be called where the tensors are not being written. Raises what went wrong on the thread.
         """
         self._helped = True
-        self._copy()
+        self._moves.run()
         if self._thread is not None:
             self._thread.join()
         if self._error is not None:

@@ -12,7 +12,8 @@ from ckptd_client import devices
 from ckptd_client.arena import PAGE, Arena
 from ckptd_client.errors import SaveError
 from ckptd_client.messages.saving import Item
-from ckptd_client.regions import block_of, copy_many, is_plain
+from ckptd_client.moving import copy_many
+from ckptd_client.regions import block_of, is_plain
 from ckptd_client.tree import Collected
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from ckptd_client.arena import Arena
 from ckptd_client.behind import Behind, Marks, Samples
 from ckptd_client.capture import Plan
 from ckptd_client.copying import Copying
+from ckptd_client.moving import in_a_row
 from ckptd_client.regions import local_of
 from ckptd_client.structure import Structure, address
 from ckptd_client.tree import Collected
@@ -173,5 +174,4 @@ class Hidden:
 
 def can_hide(local: torch.Tensor) -> bool:
     """Whether its bytes lie in a row as they are to be stored, in ordinary memory or a CUDA device's, and are many enough."""
-    plain = (local.is_cpu or local.is_cuda) and local.is_contiguous() and not local.is_conj() and not local.is_neg()
-    return plain and local.nbytes >= HIDE_BYTES_MIN
+    return (local.is_cuda or local.is_cpu) and in_a_row(local) and local.nbytes >= HIDE_BYTES_MIN

@@ -20,7 +20,8 @@ from ckptd_client.messages.restoring import (
     RestoreRing,
     Want,
 )
-from ckptd_client.regions import copy_many, pieces
+from ckptd_client.moving import copy_many
+from ckptd_client.regions import pieces
 from ckptd_client.session import FRAME_SECONDS, Session
 
 if TYPE_CHECKING:

@@ -296,15 +296,6 @@ def is_fsdp1(parameter: object) -> bool:
     return bool(getattr(parameter, "_fsdp_flattened", False) or getattr(parameter, "_is_flat_param", False))
 
 
-def copy_many(destinations: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    """Copy each source into its destination of equal shape and dtype, in one call where torch has it."""
-    import torch
-
-    with torch.no_grad():
-        if destinations:
-            torch._foreach_copy_(destinations, sources)
-
-
 def pieces(flat: torch.Tensor, spans: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
     """Views of (offset, length) each. Spans that follow each other, with gaps or not, cost one call and not one each."""
     cuts: list[int] = []  # lengths of gap, piece, gap, piece, …, rest

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ckptd_client import behind, connect
+from ckptd_client import behind, connect, moving
 from ckptd_client.handle import Handle
 from ckptd_client.regions import local_of
 from tests.client.fake_daemon import FakeDaemon
@@ -134,7 +134,7 @@ class Gate:
         self.go = threading.Event()
         self.closed = True
         self.moved = threading.Event()
-        move, finish = behind._move, behind.Behind.finish
+        move, finish = moving._move, behind.Behind.finish
 
         def gated(to: int, source: int, count: int) -> None:
             if self.closed and threading.current_thread().name == "ckptd-copy":
@@ -147,7 +147,7 @@ class Gate:
             self.go.clear()
             return found
 
-        monkeypatch.setattr(behind, "_move", gated)
+        monkeypatch.setattr(moving, "_move", gated)
         monkeypatch.setattr(behind.Behind, "finish", finishing)
 
 

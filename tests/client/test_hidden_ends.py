@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from ckptd_client import Checkpointer, behind, connect
+from ckptd_client import Checkpointer, behind, connect, moving
 from ckptd_client import session as session_module
 from tests.client.fake_daemon import FakeDaemon
 from tests.client.hiding import WIDTH, Gate, Net, Training, copied
@@ -38,15 +38,15 @@ def test_a_copy_that_fails_is_told_and_training_goes_on(daemon: FakeDaemon, monk
     for n in range(1, 5):
         training.step(n)
     copied(training)
-    move = behind._move
+    move = moving._move
 
     def fails(to: int, source: int, count: int) -> None:
         raise OSError("no such memory")
 
-    monkeypatch.setattr(behind, "_move", fails)
+    monkeypatch.setattr(moving, "_move", fails)
     training.step(5)
     copied(training)
-    monkeypatch.setattr(behind, "_move", move)
+    monkeypatch.setattr(moving, "_move", move)
     training.step(6)
     training.ckpt.close()
     training.check(daemon, 1, 2, 3, 4, 6)

@@ -13,7 +13,8 @@ import torch
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from ckptd_client import devices
-from ckptd_client.regions import copy_many, is_dtensor, is_sharded_tensor, like_placed, local_of
+from ckptd_client.moving import copy_many
+from ckptd_client.regions import is_dtensor, is_sharded_tensor, like_placed, local_of
 
 _ALIGN: Final = 64
 _KEPT: Final = 2  # blocks of memory: one is being saved, the other is copied into
