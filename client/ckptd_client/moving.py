@@ -64,10 +64,10 @@ def _shared(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor
     """Which of them two threads should copy. None where torch does it with threads of its own, or there is only one core."""
     import torch
 
-    big = [at for at, source in enumerate(sources) if source.nbytes >= BIG_BYTES]
-    if sum(sources[at].nbytes for at in big) < SHARED_BYTES or torch.get_num_threads() > 1:
+    if torch.get_num_threads() > 1:
         return []
-    if len(os.sched_getaffinity(0)) < 2:
+    big = [at for at, source in enumerate(sources) if source.nbytes >= BIG_BYTES]
+    if sum(sources[at].nbytes for at in big) < SHARED_BYTES or len(os.sched_getaffinity(0)) < 2:
         return []
     return [at for at in big if _alike(destinations[at], sources[at])]
 
