@@ -14,6 +14,9 @@ from tests.servers import azure_url, azurite, fake_gcs, gcs_url, minio, minio_ur
 
 __all__ = ["azure_url", "azurite", "fake_gcs", "gcs_url", "minio", "minio_url"]
 
+# Its tests are inherited, and it isn't called test_*: without this a failure there doesn't say what it saw.
+pytest.register_assert_rewrite("tests.store.contract")
+
 _SKIPS = Path(__file__).with_name("skips.txt")
 _unlisted: list[str] = []
 

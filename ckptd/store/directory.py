@@ -112,10 +112,11 @@ class DirectoryStore:
 
         Without this a write would go there and be lost with the next mount, and every read would find nothing.
         """
+        known = self._identity  # as of before we look: another thread may make the root, and know it, right after
         try:
             found = self._root.stat()
         except FileNotFoundError:
-            if self._identity is None:
+            if known is None:
                 return
             raise _GoneError(errno.ENOENT, "gone") from None
         self._identity = self._identity or (found.st_dev, found.st_ino)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,27 @@ async def test_what_lies_under_a_lost_mount_is_no_store(tmp_path: Path, under_it
     away.rename(root)
     await store.put("a/2", b"y")
     assert await store.get("a/1") == b"x" and await names(store, "") == {"a/1", "a/2"}
+
+
+async def test_a_root_made_by_another_writer_while_we_look_is_no_lost_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    store = DirectoryStore(root)
+    look, made = Path.stat, threading.Event()
+
+    def find_it_missing_and_be_overtaken(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        try:
+            return look(path, follow_symlinks=follow_symlinks)
+        except FileNotFoundError:
+            if path == root and not made.is_set():
+                made.set()
+                asyncio.run(store.put("a/theirs", b"theirs"))
+            raise
+
+    monkeypatch.setattr(Path, "stat", find_it_missing_and_be_overtaken)
+    await store.put("a/ours", b"ours")
+    assert made.is_set() and await names(store, "") == {"a/ours", "a/theirs"}
 
 
 async def test_a_file_system_without_links_is_unsafe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
