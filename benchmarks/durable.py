@@ -30,9 +30,9 @@ _RANKS, _PEERS_RANKS = 2, 1
 def measure(rounds: int) -> list[Result]:
     """From the call of `save` to the handle's `durable` (the commit is in the log); the slowest rank counts."""
     with Stage() as stage:
-        results = [_beside_peers(stage, 2 * rounds)]
+        results = [_beside_peers(stage, 3 * rounds)]
     with Stage() as stage:
-        results.append(_choosing(stage, "durable_auto", _AUTO_BYTES, 3 * rounds))
+        results.append(_choosing(stage, "durable_auto", _AUTO_BYTES, 5 * rounds))
     with Stage(linked=True) as stage:
         for link, total_bytes in _LINKS.items():
             results.append(_choosing(stage, f"durable_{link // 1_000_000}", total_bytes, rounds, link))
