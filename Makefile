@@ -31,7 +31,7 @@ $(UV):
 	$(PYTHON) -m venv .tools/uv-venv
 	.tools/uv-venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-.venv/.synced: pyproject.toml client/pyproject.toml $(wildcard ckptd/codec/_*.[ch]) | $(UV)
+.venv/.synced: pyproject.toml client/pyproject.toml $(wildcard ckptd/codec/_*.[ch] client/ckptd_client/_*.c) | $(UV)
 	$(UV) sync --quiet --all-groups --python $(PYTHON)
 	@touch $@
 

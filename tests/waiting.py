@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 POLL_SECONDS = 0.02
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_seconds: float = 30.0) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], what: str, deadline_seconds: float = 60.0) -> None:
     """Return when ``condition`` holds; AssertionError with ``what`` after the deadline."""
     give_up_at = time.monotonic() + deadline_seconds
     while True:
@@ -20,7 +20,7 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], what: str,
         await asyncio.sleep(POLL_SECONDS)
 
 
-def eventually_sync(condition: Callable[[], bool], what: str, deadline_seconds: float = 30.0) -> None:
+def eventually_sync(condition: Callable[[], bool], what: str, deadline_seconds: float = 60.0) -> None:
     """The same without a loop."""
     give_up_at = time.monotonic() + deadline_seconds
     while not condition():

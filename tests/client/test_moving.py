@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Iterator
 
@@ -139,6 +140,19 @@ def test_what_fails_in_the_helper_is_told(helpers: list[str], monkeypatch: pytes
     given = sources()
     with pytest.raises(MemoryError, match="none left"):
         copy_many(empty_like(given), given)
+
+
+def test_no_byte_beside_those_that_are_meant() -> None:
+    """However they lie to the cache's lines, of few bytes and of many, which are written past the caches."""
+    generator = random.Random(11)
+    given = torch.randint(0, 256, (1 << 20,), dtype=torch.uint8)
+    for count in [0, 1, 63, 64, 65, (256 << 10) - 1, 256 << 10, (256 << 10) + 1, (1 << 20) - 200]:
+        for _ in range(20):
+            to, source = generator.randrange(200), generator.randrange(200)
+            room = torch.zeros(1 << 20, dtype=torch.uint8)
+            moving._move(room.data_ptr() + to, given.data_ptr() + source, count)
+            assert torch.equal(room[to : to + count], given[source : source + count]), (count, to, source)
+            assert not room[:to].any() and not room[to + count :].any(), (count, to, source)
 
 
 def test_nothing() -> None:

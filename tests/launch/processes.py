@@ -39,7 +39,7 @@ class Launched:
         for line in self.process.stdout:
             self._lines.put(line.rstrip())
 
-    def line(self, pattern: str, seconds: float = 40.0) -> re.Match[str]:
+    def line(self, pattern: str, seconds: float = 90.0) -> re.Match[str]:
         """The next line that matches; lines before it are passed over."""
         deadline = time.monotonic() + seconds
         while True:
@@ -51,7 +51,7 @@ class Launched:
             if match := re.search(pattern, text):
                 return match
 
-    def wait(self, seconds: float = 40.0) -> int:
+    def wait(self, seconds: float = 90.0) -> int:
         """Its exit code."""
         return self.process.wait(seconds)
 
@@ -84,7 +84,7 @@ def alive(pid: int) -> bool:
     return any(other == pid and state != "Z" for other, _, state in _processes())
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Poll until ``condition()`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -72,6 +72,7 @@ def test_ckptd_in_an_empty_environment_brings_no_torch(uv: str, wheels: Path, tm
     assert "no committed checkpoint" in done.stdout
     assert codec_of(python).startswith("planes in C" if COMPILER else "planes with NumPy")
     subprocess.run([str(python), "-c", "import ckptd_client; ckptd_client.connect"], check=True)  # and it needs none for that
+    assert move_of(python) == ("copy" if COMPILER else "memmove")
 
 
 def codec_of(python: Path) -> str:
@@ -87,30 +88,44 @@ print(BUILD)
     return subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True, cwd=python.parent).stdout
 
 
-def test_without_a_compiler_ckptd_installs_and_works(uv: str, wheels: Path, tmp_path: Path) -> None:
+def move_of(python: Path) -> str:
+    """What the installed client copies big tensors with, having used it."""
+    code = """
+import ctypes
+from ckptd_client.moving import _move
+raw, room = ctypes.create_string_buffer(b"abc" * 200_000), ctypes.create_string_buffer(600_001)
+_move(ctypes.addressof(room), ctypes.addressof(raw), 600_001)
+assert room.raw == raw.raw
+print("memmove" if isinstance(_move, ctypes._CFuncPtr) else _move.__name__)
+"""
+    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True, cwd=python.parent)
+    return done.stdout.strip()
+
+
+def test_without_a_compiler_ckptd_installs_and_works(uv: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(ROOT / "ckptd", source / "ckptd", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "client", source / "client", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(
+        ROOT / "client", source / "client", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", "build")
+    )
     without = {**os.environ, "CC": "/nonexistent/cc"}
     command = [
         uv,
         "build",
         "--quiet",
         "--wheel",
+        "--all-packages",
         "--python",
         sys.executable,
         "--out-dir",
         str(tmp_path / "wheels"),
-        str(source),
     ]
-    subprocess.run(command, check=True, env=without)
-    for client in wheels.glob("ckptd_client-*.whl"):
-        shutil.copy(client, tmp_path / "wheels")
+    subprocess.run(command, cwd=source, check=True, env=without)
     python = environment(uv, tmp_path / "venv")
     install(uv, python, tmp_path / "wheels", "ckptd")
-    assert codec_of(python).startswith("planes with NumPy")
+    assert codec_of(python).startswith("planes with NumPy") and move_of(python) == "memmove"
 
 
 def test_ckptd_client_beside_a_vendors_torch_does_not_touch_it(uv: str, wheels: Path, tmp_path: Path) -> None:
