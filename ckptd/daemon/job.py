@@ -40,7 +40,7 @@ class Job:
         self.schedule: Schedule | None = None
         self.refusal = ""  # why a coordinator that answers can't be worked with, until one has accepted this daemon
         self.restores = Restores(name, node)
-        self._link = Link(name, node, self._facts, self._heartbeat, self._from_coordinator, self._refused)
+        self._link = Link(name, node, self._facts, self._heartbeat, self._from_coordinator, self._refused, self._is_over)
         self.send = self._link.send
         self.snapshots = Snapshots(name, node, self.send)
         self._ranks = Ranks()
@@ -214,6 +214,11 @@ class Job:
         agents = self._agent is not None and not self._agent.peer.exited.is_set()
         inhabited = any(tenant.alive for tenant in self.tenants)
         return not (self._trainers or agents or inhabited) and self.snapshots.settled and self._link.connected
+
+    def _is_over(self) -> bool:
+        """The job is complete, and nobody here has begun again: its coordinator has every right to be gone."""
+        begun_again = self._agent is not None and self._agent.peer.process != self._ended_agent
+        return self._complete is not None and not (self._trainers or begun_again) and self.snapshots.settled
 
     async def close(self, drain_seconds: float) -> None:
         """Finish uploads. Says goodbye only when nothing is left for the next daemon of this node."""

@@ -51,8 +51,12 @@ class Link:
         heartbeat: Callable[[], pb.FromNode],
         handle: Callable[[pb.ToNode], Awaitable[None]],
         refused: Callable[[str], None],
+        over: Callable[[], bool],
     ) -> None:
-        """``refused`` is told why a coordinator that answers and this daemon can't work together; "" once they can."""
+        """``refused`` is told why a coordinator that answers and this daemon can't work together; "" once they can.
+
+        While ``over()`` no coordinator is missed.
+        """
         self._job = job
         self._node = node
         self._facts = facts
@@ -60,6 +64,7 @@ class Link:
         self._handle = handle
         self._queue: asyncio.Queue[pb.FromNode | None] | None = None
         self._refused = refused
+        self._over = over
         self._closing = False
         self.address = ""
         self.accepted = False  # some coordinator has accepted this daemon, and it that one
@@ -112,7 +117,8 @@ class Link:
         final = isinstance(error, ConfigError) or unknown
         # Several times, for the address may be one that a dead coordinator announced, and another job's by now.
         self._refused(text if final and attempt.attempt_number >= _REFUSALS else "")
-        self._node.troubles.begin(TOPIC, f"training goes on, commits wait: {text}", self._job)
+        if not self._over():
+            self._node.troubles.begin(TOPIC, f"training goes on, commits wait: {text}", self._job)
 
     async def _connect_once(self) -> None:
         """One stream's life. Returns when it is over after it was up; raises when it never came up."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckptd.demo.cluster import Cluster, Plan
@@ -29,12 +29,20 @@ def test_a_complete_job_goes_on_when_it_is_started_again(tmp_path: Path) -> None
     arguments = ["", str(done)]
     cluster = Cluster(Plan("again", str(tmp_path / "store"), script, arguments, max_nodes=1), tmp_path, ["--every", "2"])
 
-    def run(total: int, launcher: Sequence[str] | None = None) -> None:
+    def run(total: int, launcher: Sequence[str] | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the launcher, and see that it does just the steps that are left."""
         arguments[0] = str(total)
         node.start_agent(launcher)
+        meanwhile()
         assert node.agent is not None and node.agent.wait(60.0) == 0
         assert done.read_text().split() == [str(step + 1) for step in range(total)]
+
+    def missed() -> bool:
+        return any("commits wait" in line.text for line in cluster.output)
+
+    def start_a_coordinator_when_it_is_missed() -> None:
+        cluster.output.wait_for("word that none is there", missed, 60.0)
+        cluster.start_coordinator()
 
     node = cluster.node("a")
     try:
@@ -47,5 +55,8 @@ def test_a_complete_job_goes_on_when_it_is_started_again(tmp_path: Path) -> None
         cluster.coordinator.stop()
         cluster.start_coordinator()
         run(6)
+        cluster.coordinator.stop()
+        assert not missed()  # the job was complete each time that its coordinator went
+        run(8, meanwhile=start_a_coordinator_when_it_is_missed)
     finally:
         cluster.close()
