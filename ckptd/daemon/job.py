@@ -96,6 +96,7 @@ class Job:
             self.send(record.lost())
         elif not record.finished:
             record.finished = True
+            self.send(self._heartbeat())  # with its last step: no later one speaks of it
             self.send(record.done())
 
     def vacated(self, process: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ckptd.demo.cluster import Cluster, Plan
+from ckptd.demo.cluster import Cluster, Plan, executable
 
 SCRIPT = """
 import sys, torch, ckptd_client
@@ -37,6 +39,12 @@ def test_a_complete_job_goes_on_when_it_is_started_again(tmp_path: Path) -> None
         assert node.agent is not None and node.agent.wait(60.0) == 0
         assert done.read_text().split() == [str(step + 1) for step in range(total)]
 
+    def furthest() -> int:
+        command = [*executable(), "status", "--job", "again", "--socket", str(node.socket), "--json"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60.0).stdout
+        step: int = json.loads(said)["coordinator"]["world"]["furthest_step"]
+        return step
+
     def missed() -> bool:
         return any("commits wait" in line.text for line in cluster.output)
 
@@ -49,7 +57,9 @@ def test_a_complete_job_goes_on_when_it_is_started_again(tmp_path: Path) -> None
         node.start_daemon()
         cluster.start_coordinator()
         run(2)
+        assert furthest() == 2
         run(4, TORCHRUN)
+        assert furthest() == 4
         run(4)
         assert cluster.coordinator is not None and cluster.coordinator.code is None
         cluster.coordinator.stop()
