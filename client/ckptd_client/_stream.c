@@ -1,8 +1,8 @@
 /* Copies past the caches.
  *
  * memcpy reads a line of its destination from memory before it writes it, and what it writes pushes out of the caches what the
- * training had there. A snapshot is bigger than any cache and is read next by another process: its lines are written straight to
- * memory, so that two thirds of the traffic are left. (C libraries do the same, but only from a hundred megabytes a call on.)
+ * training had there. A snapshot is bigger than the caches as a rule, and is read next by another process: its lines are written
+ * straight to memory. (glibc does the same, but only from a hundred megabytes a call on.) Figures: docs/decisions/0028.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

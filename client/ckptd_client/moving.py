@@ -1,5 +1,6 @@
 """Copies of tensors. In ordinary memory by two threads where there are many bytes: one core can't use all of a machine's memory
-bandwidth, and torch's own threads are switched off by torchrun (docs/decisions/0027-two-threads-copy.md).
+bandwidth, and torch's own threads are switched off by torchrun (docs/decisions/0027-two-threads-copy.md). Their chunks go past
+the caches where the client was built with a compiler (0028-past-the-caches.md).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CHUNK_BYTES: Final = 8 << 20  # between two looks for work; a copy of it takes a
 BIG_BYTES: Final = 1 << 20  # of a tensor: enough to be looked at for itself
 SHARED_BYTES: Final = 64 << 20  # of big tensors together: enough for a second thread to be worth its start
 
-_move: Callable[[int, int, int], object]  # to, source, count; releases the GIL
+_move: Callable[[int, int, int], object]  # to, source, count, which must not overlap; releases the GIL
 try:
     from ckptd_client._stream import copy as _move
 except ImportError:  # there was no compiler when it was installed
