@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -130,7 +131,7 @@ class DirectoryStore:
         """
         if directory in self._durable and directory.is_dir():
             return
-        directory.mkdir(parents=True, exist_ok=True)
+        _make(directory)
         named = []
         for name, parent in zip((directory, *directory.parents), directory.parents, strict=False):
             if not os.access(parent, os.R_OK):
@@ -257,6 +258,16 @@ class _TakenError(OSError):
 
 class _LinkError(OSError):
     """link() is not to be had on this file system."""
+
+
+def _make(directory: Path) -> None:
+    """mkdir -p. Raises FileNotFoundError when somebody's delete takes a directory away that was there a moment before."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # something had the name, and pathlib's second look found no directory
+        if stat.S_ISDIR(os.lstat(error.filename).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "taken away and made again", error.filename) from error
+        raise
 
 
 def _write_new(path: Path, data: Body) -> None:

@@ -169,6 +169,29 @@ async def test_a_place_that_can_not_be_a_directory_is_refused_early(tmp_path: Pa
         DirectoryStore(Path("relative"))
 
 
+@pytest.mark.parametrize("made_again", [True, False])
+async def test_a_directory_that_goes_while_it_is_looked_at_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    """pathlib finds the name taken, and no directory when it looks at it; another writer's may be there just after."""
+    parent = tmp_path / "job" / "data"
+    parent.mkdir(parents=True)
+    make, raced = Path.mkdir, threading.Event()
+
+    def overtaken(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        if path == parent and not raced.is_set():
+            raced.set()
+            if not made_again:
+                parent.rmdir()
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, mode, parents, exist_ok)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    store = DirectoryStore(tmp_path)
+    await store.put("job/data/1", b"x")
+    assert raced.is_set() and await store.get("job/data/1") == b"x"
+
+
 async def test_an_emptied_directory_goes_and_writers_beside_its_end_do_not_fail(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
 
