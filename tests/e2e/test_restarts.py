@@ -8,24 +8,29 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.e2e.harness import Job, World
+from tests.waiting import eventually_sync
 
 EVERY = 15
-SLOW = {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(8 << 20), "CKPTD_DAEMON__SEGMENT_BYTES": str(1 << 20)}
-SLOW |= {"CKPTD_DAEMON__DRAIN_SECONDS": "0.2"}  # an upgrade doesn't wait for the drain's end
-MB = 32  # split between two ranks: a drain of two seconds
+MB = 32  # split between two ranks: a drain of half a minute at this pace, for the daemons that are to end in it
+SLOW = {"CKPTD_STORE__UPLOAD_BYTES_PER_SECOND": str(1 << 19), "CKPTD_DAEMON__SEGMENT_BYTES": str(1 << 18)}
+SLOW |= {"CKPTD_DAEMON__FRAME_BYTES": str(1 << 18), "CKPTD_DAEMON__DRAIN_SECONDS": "0.2"}  # an upgrade doesn't wait for its end
+SLOW |= {"CKPTD_COORDINATOR__LEASE_SECONDS": "30"}  # however long a busy machine takes to start a daemon
 
 
 @contextmanager
-def paced(file: Path) -> Iterator[None]:
-    """A step every fifth of a second, as training does that takes its time."""
-    end = threading.Event()
+def paced(file: Path, last: int) -> Iterator[threading.Event]:
+    """A step every 0.4 s, as training does that takes its time: up to ``last``, and on when what is yielded is set."""
+    end, go_on = threading.Event(), threading.Event()
 
     def run() -> None:
         step = 0
-        while not end.wait(0.2):
+        while not end.wait(0.4 if step > EVERY else 0.05):
+            if step == last and not go_on.is_set():
+                continue
             step += 1
             part = file.with_suffix(".new")
             part.write_text(str(step))
@@ -34,7 +39,7 @@ def paced(file: Path) -> Iterator[None]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield
+        yield go_on
     finally:
         end.set()
         thread.join()
@@ -49,14 +54,22 @@ def segments(job: Job, step: int) -> dict[str, set[str]]:
     return found
 
 
+def lives(job: Job, name: str) -> int:
+    """How many daemons of a node have written segments of the step."""
+    return sum(1 for writer in segments(job, EVERY) if writer.startswith(f"{name}."))
+
+
 def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
-    """Daemons of both nodes end at random moments of one drain, killed or upgraded: it is committed, no handle stays open."""
+    """Daemons of both nodes end at random moments of one drain, killed or upgraded: it is committed, no handle stays open.
+
+    The next snapshot would overtake this one: the training waits before it until this one is committed.
+    """
     seed = secrets.randbits(32)
     print(f"seed={seed}")
     rng = random.Random(seed)
     file = tmp_path / "pace"
     file.write_text("0")
-    with Job(tmp_path, every=EVERY, environment=SLOW) as job, paced(file):
+    with Job(tmp_path, every=EVERY, environment=SLOW) as job, paced(file, last=2 * EVERY - 1) as go_on:
         world = job.world(
             2, ["--mode", "ddp", "--scale-mb", str(MB), "--pause-file", str(file), "--until", "1000000"], ("a", "b")
         )
@@ -64,9 +77,13 @@ def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
         world.wait_event("step", step=EVERY, staged=True)
         world.wait_event("step", step=EVERY + 2)  # by now every rank has sealed it: the next step's optimizer joins the copy
         ends = [("a", signal.SIGKILL), ("b", signal.SIGKILL), (rng.choice("ab"), signal.SIGTERM)]
-        for name, how in rng.sample(ends, 3):
-            renew(job, name, how, rng.uniform(0.0, 1.0))
-        job.wait_commit(EVERY)
+        rng.shuffle(ends)
+        for number, (name, how) in enumerate(ends):
+            eventually_sync(partial(writes, job, name, 1 + sum(name == other for other, _ in ends[:number])), f"writing {name}")
+            threading.Event().wait(rng.uniform(0.0, 1.0))
+            renew(job, name, how, last=name not in [other for other, _ in ends[number + 1 :]])
+        eventually_sync(lambda: EVERY in [entry.step for entry in job.commits()], f"a commit of step {EVERY}")
+        go_on.set()
         world.wait_event("settled", step=EVERY, durable=True)
         job.wait_commit_after(EVERY)
         check(job, world, pids)
@@ -74,15 +91,21 @@ def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
             rank.signal(signal.SIGKILL)
 
 
-def renew(job: Job, name: str, how: signal.Signals, after_seconds: float) -> None:
-    """End a node's daemon, by SIGKILL or as an upgrade does, and start the next."""
-    daemon = job.cluster.node(name).daemon
-    assert daemon is not None
-    threading.Event().wait(after_seconds)
-    daemon.signal(how)
-    code = daemon.wait(20)
+def writes(job: Job, name: str, life: int) -> bool:
+    """Whether the so many-th daemon of a node has begun to write the step."""
+    return lives(job, name) == life
+
+
+def renew(job: Job, name: str, how: signal.Signals, last: bool) -> None:
+    """End a node's daemon, by SIGKILL or as an upgrade does, and start the next; the ``last`` one has a faster link."""
+    node = job.cluster.node(name)
+    assert node.daemon is not None
+    node.daemon.signal(how)
+    code = node.daemon.wait(20)
     said = [line.text for line in job.cluster.output if line.source == f"{name}-daemon"]
     assert code == (0 if how is signal.SIGTERM else -how), "\n".join(said[-40:])
+    if last:
+        del node.environment["CKPTD_STORE__UPLOAD_BYTES_PER_SECOND"]
     job.node(name)
 
 
@@ -92,5 +115,5 @@ def check(job: Job, world: World, pids: list[int]) -> None:
     assert len({entry.generation for entry in job.commits()}) == 1
     assert job.cluster.output.count("coordinator", "AskRegroup") == 0
     written = segments(job, EVERY)
-    assert len(written) >= 3, "the drain was over before a daemon ended"
+    assert len(written) == 5, "three daemons were to end in the drain of the two"
     assert len({key for keys in written.values() for key in keys}) == sum(len(keys) for keys in written.values())
