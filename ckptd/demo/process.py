@@ -16,6 +16,7 @@ from pathlib import Path
 from ckptd.errors import CkptdError
 
 _LINES = 100_000
+_ASK_SECONDS = 0.2
 
 
 class DemoError(CkptdError):
@@ -93,11 +94,20 @@ class Output:
         return sum(1 for line in self if line.source == source and text in line.text)
 
     def wait_for(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until ``condition`` holds; it is asked after every line. Raises DemoError after ``seconds``."""
+        """Wait until ``condition`` holds; it is asked after every line, and now and then, as no line may tell of what it asks.
+
+        Raises DemoError after ``seconds``.
+        """
+        give_up_at = time.monotonic() + seconds
         with self._changed:
-            if not self._changed.wait_for(condition, seconds):
-                last = "\n".join(f"  {line.source}: {line.text}" for line in self._lines[-15:])
-                raise DemoError(f"after {seconds:.0f} s still waiting for {what}; the logs are in {self._directory}\n{last}")
+            while not condition():
+                left_seconds = give_up_at - time.monotonic()
+                if left_seconds <= 0:
+                    last = "\n".join(f"  {line.source}: {line.text}" for line in self._lines[-15:])
+                    raise DemoError(
+                        f"after {seconds:.0f} s still waiting for {what}; the logs are in {self._directory}\n{last}"
+                    )
+                self._changed.wait(min(left_seconds, _ASK_SECONDS))
 
 
 # Runs before the command, in its process: the kernel sends it SIGTERM when its parent ends, however that comes about.

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from tests.e2e.harness import Job, World
@@ -79,10 +78,9 @@ def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
         ends = [("a", signal.SIGKILL), ("b", signal.SIGKILL), (rng.choice("ab"), signal.SIGTERM)]
         rng.shuffle(ends)
         for number, (name, how) in enumerate(ends):
-            eventually_sync(partial(writes, job, name, 1 + sum(name == other for other, _ in ends[:number])), f"writing {name}")
-            threading.Event().wait(rng.uniform(0.0, 1.0))
-            renew(job, name, how, last=name not in [other for other, _ in ends[number + 1 :]])
-        eventually_sync(lambda: EVERY in [entry.step for entry in job.commits()], f"a commit of step {EVERY}")
+            last = name not in [other for other, _ in ends[number + 1 :]]
+            renew(job, name, how, rng.uniform(0.0, 1.0), last)
+        job.wait_commit(EVERY)
         go_on.set()
         world.wait_event("settled", step=EVERY, durable=True)
         job.wait_commit_after(EVERY)
@@ -91,13 +89,14 @@ def test_a_sealed_snapshot_outlives_its_daemons(tmp_path: Path) -> None:
             rank.signal(signal.SIGKILL)
 
 
-def writes(job: Job, name: str, life: int) -> bool:
-    """Whether the so many-th daemon of a node has begun to write the step."""
-    return lives(job, name) == life
+def renew(job: Job, name: str, how: signal.Signals, after_seconds: float, last: bool) -> None:
+    """End a node's daemon that has begun to write, by SIGKILL or as an upgrade does, and start the next.
 
-
-def renew(job: Job, name: str, how: signal.Signals, last: bool) -> None:
-    """End a node's daemon, by SIGKILL or as an upgrade does, and start the next; the ``last`` one has a faster link."""
+    The ``last`` one has a faster link.
+    """
+    started = job.cluster.output.count(f"{name}-daemon", "ckptd daemon ready")
+    eventually_sync(lambda: lives(job, name) == started, f"a segment of daemon {started} of node {name}")
+    threading.Event().wait(after_seconds)
     node = job.cluster.node(name)
     assert node.daemon is not None
     node.daemon.signal(how)
